@@ -1,0 +1,57 @@
+"""MLP: two linear maps with GELU between them, at every position alone."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerzoo.card import Card
+from layerzoo.errors import bad_value
+from layerzoo.layers.base import TokenLayer
+
+
+class MLP(TokenLayer):
+    """The per-position MLP of a transformer.
+
+    **Paper**: Attention Is All You Need, arXiv 1706.03762; with GELU as in ViT, arXiv 2010.11929.
+
+    y = W_2 gelu(W_1 x + b_1) + b_2.
+
+    **Shape**: (B, C, H, W) or (B, N, C) -> the same.
+
+    **Cost**: time and memory N C^2 mlp_ratio and N C mlp_ratio; 2 C^2 mlp_ratio parameters.
+
+    **Args**:
+        dim: channels C.
+        mlp_ratio: hidden channels over C; 4, the paper's.
+        dropout: probability of dropping a hidden or an output channel; 0, as is usual in vision.
+
+    **Raises**: ValueError for an mlp_ratio that leaves no hidden channel.
+
+    **Example**:
+        >>> import torch
+        >>> MLP(64, mlp_ratio=2)(torch.randn(2, 64, 7, 5)).shape
+        torch.Size([2, 64, 7, 5])
+
+    **Differs from the paper**: GELU in place of ReLU.
+    """
+
+    card = Card(
+        title="MLP", paper="1706.03762", year=2017, cost=(1, 1), symmetry="permutation",
+        sizes={"tiny": {"dim": 8}, "base": {"dim": 64}, "odd": {"dim": 5, "mlp_ratio": 2.5}}, differs="GELU in place of ReLU")
+
+    def __init__(self, dim: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0):
+        super().__init__(dim)
+        hidden = check_hidden(mlp_ratio, dim * mlp_ratio)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        hidden = self.dropout(F.gelu(self.fc1(tokens)))
+        return self.dropout(self.fc2(hidden))
+
+
+def check_hidden(mlp_ratio: float, width: float) -> int:
+    """The number of hidden channels, `width` rounded down, if there is one at least."""
+    if width < 1:
+        raise bad_value("mlp_ratio", got=mlp_ratio, expected="a number that leaves a hidden channel", do="Choose one such as 4.")
+    return int(width)

@@ -1,0 +1,126 @@
+"""Classic whole blocks, which bring their own norms and residual and stand beside layers in a pyramid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerzoo.models.block import DropPath, LayerNorm2d, LayerScale
+
+
+def _conv(dim_in: int, dim: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(dim_in, dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(dim))
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions with a shortcut (ResNet-18, arXiv 1512.03385). (B, dim_in, H, W) -> (B, dim, H/stride, W/stride)."""
+
+    strided = True
+
+    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0):
+        super().__init__()
+        self.branch = nn.Sequential(_conv(dim_in, dim, 3, stride), nn.ReLU(), _conv(dim, dim, 3))
+        self.shortcut = nn.Identity() if dim_in == dim and stride == 1 else _conv(dim_in, dim, 1, stride)
+        self.drop_path = DropPath(drop_path)
+        nn.init.zeros_(self.branch[-1][1].weight)  # each block starts as its shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.drop_path(self.branch(x)))
+
+
+class Bottleneck(Basic):
+    """1x1, 3x3 and 1x1 convolutions with a shortcut (ResNet-50, arXiv 1512.03385; stride in the 3x3).
+
+    Args:
+        reduction: dim over the channels of the 3x3 convolution.
+    """
+
+    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, reduction: int = 4):
+        super().__init__(dim_in, dim, stride=stride, drop_path=drop_path)
+        mid = dim // reduction
+        self.branch = nn.Sequential(_conv(dim_in, mid, 1), nn.ReLU(), _conv(mid, mid, 3, stride), nn.ReLU(), _conv(mid, dim, 1))
+        nn.init.zeros_(self.branch[-1][1].weight)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the channel means (arXiv 1709.01507)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gate = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, dim, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean((2, 3), keepdim=True))
+
+
+class MBConv(nn.Module):
+    """Pre-norm inverted bottleneck with squeeze-excitation, as CoAtNet has it (arXiv 2106.04803): the shortcut is pooled and projected.
+
+    Args:
+        expansion: hidden channels over dim.
+    """
+
+    strided = True
+
+    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, expansion: int = 4):
+        super().__init__()
+        hidden = expansion * dim
+        self.branch = nn.Sequential(
+            nn.BatchNorm2d(dim_in), _conv(dim_in, hidden, 1), nn.GELU(), _conv(hidden, hidden, 3, stride, hidden), nn.GELU(),
+            SqueezeExcite(hidden, max(8, dim // 4)), nn.Conv2d(hidden, dim, 1))
+        pool = nn.MaxPool2d(3, stride, 1) if stride > 1 else nn.Identity()
+        self.shortcut = nn.Sequential(pool, nn.Conv2d(dim_in, dim, 1) if dim_in != dim else nn.Identity())
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.drop_path(self.branch(x))
+
+
+class ConvNeXt(nn.Module):
+    """7x7 depthwise convolution, LayerNorm and an MLP of ratio 4 in one residual branch (arXiv 2201.03545).
+
+    Args:
+        layer_scale: initial residual scale.
+    """
+
+    strided = False
+
+    def __init__(self, dim_in: int, dim: int, *, drop_path: float = 0.0, layer_scale: float = 1e-6, kernel_size: int = 7):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = LayerNorm2d(dim)
+        self.expand, self.reduce = nn.Conv2d(dim, 4 * dim, 1), nn.Conv2d(4 * dim, dim, 1)
+        self.scale, self.drop_path = LayerScale(dim, layer_scale), DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.scale(self.reduce(F.gelu(self.expand(self.norm(self.conv(x)))))))
+
+
+class AirBench(nn.Module):
+    """Two 3x3 convolutions with batch norm and GELU, max pooling after the first (airbench, arXiv 2404.00498).
+
+    Convolutions start as the identity on their first channels; batch norm has a bias alone and a quick running mean.
+    Without a residual, `drop_path` must be 0 and is not taken.
+    """
+
+    strided = True
+
+    def __init__(self, dim_in: int, dim: int, *, stride: int = 1):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(dim_in, dim, 3, padding=1, bias=False), nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.pool = nn.MaxPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.norm1, self.norm2 = nn.BatchNorm2d(dim, momentum=0.4), nn.BatchNorm2d(dim, momentum=0.4)
+        for norm in (self.norm1, self.norm2):
+            norm.weight.requires_grad_(False)
+        with torch.no_grad():
+            for conv in (self.conv1, self.conv2):
+                nn.init.dirac_(conv.weight[: conv.in_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(self.pool(self.conv1(x))))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+WHOLE_BLOCKS = {"basic": Basic, "bottleneck": Bottleneck, "mbconv": MBConv, "convnext": ConvNeXt, "airbench": AirBench}

@@ -1,0 +1,134 @@
+"""Stems: image to first map."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerzoo.errors import unknown_name
+from layerzoo.models.block import LayerNorm2d
+
+
+class Patchify(nn.Module):
+    """Non-overlapping patches, linearly embedded (ViT, arXiv 2010.11929); sides that do not divide are padded with zeros.
+
+    Args:
+        in_chans: channels of the image.
+        dim: channels of the map.
+        patch_size: side of a patch in pixels.
+        norm: LayerNorm after the embedding, as Swin and ConvNeXt have it.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, patch_size: int = 16, norm: bool = False):
+        super().__init__()
+        self.stride = patch_size
+        self.embed = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        self.norm = LayerNorm2d(dim) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        return self.norm(self.embed(x))
+
+
+class OverlapConv(nn.Module):
+    """3x3 convolutions of stride 2 with batch norm and GELU, then one of stride 1 (early convolutions, arXiv 2106.14881).
+
+    Args:
+        stride: total stride, a power of two; 1 = one convolution at full resolution.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, stride: int = 4):
+        super().__init__()
+        self.stride = stride
+        steps = max(1, int(math.log2(stride)))
+        dims = [in_chans, *(max(dim // 2 ** (steps - 1 - i), 8) for i in range(steps - 1)), dim]
+        self.convs = nn.Sequential(*(
+            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), nn.GELU()) for a, b in zip(dims, dims[1:])))
+        self.proj = nn.Conv2d(dim, dim, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.convs(x))
+
+
+class ConvPool(nn.Module):
+    """3x3 convolution, ReLU and 3x3 max pooling of stride 2, `num_convs` times (CCT's tokenizer, arXiv 2104.05704)."""
+
+    def __init__(self, in_chans: int, dim: int, *, num_convs: int = 1, conv_stride: int = 1):
+        super().__init__()
+        self.stride = (2 * conv_stride) ** num_convs
+        dims = [in_chans, *(min(64, dim) for _ in range(num_convs - 1)), dim]
+        self.convs = nn.Sequential(*(
+            nn.Sequential(nn.Conv2d(a, b, 3, conv_stride, 1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, 1)) for a, b in zip(dims, dims[1:])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convs(x)
+
+
+class ConvNormAct(nn.Module):
+    """One convolution, batch norm, ReLU, and optionally 3x3 max pooling of stride 2 (ResNet, arXiv 1512.03385).
+
+    Args:
+        kernel_size: 3 at full resolution is the CIFAR stem; 7 with stride 2 and `pool` is the ImageNet stem.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, kernel_size: int = 3, stride: int = 1, pool: bool = False):
+        super().__init__()
+        self.stride = stride * (2 if pool else 1)
+        self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(F.relu(self.norm(self.conv(x))))
+
+
+class Whitening(nn.Module):
+    """Frozen convolution whose filters whiten image patches, a learned bias and GELU (airbench, arXiv 2404.00498).
+
+    `init_from_data` sets the filters to the eigenvectors of the patch covariance over the root of their eigenvalues,
+    and to their negatives; before that they are random and orthogonal. `dim` is 2 in_chans kernel_size^2 whatever is asked.
+
+    Args:
+        kernel_size: side of a patch in pixels.
+        eps: added to the eigenvalues.
+    """
+
+    stride = 1
+
+    def __init__(self, in_chans: int, dim: int, *, kernel_size: int = 2, eps: float = 5e-4):
+        super().__init__()
+        size = in_chans * kernel_size**2
+        self.kernel_size, self.eps = kernel_size, eps
+        filters = nn.init.orthogonal_(torch.empty(size, size)).view(size, in_chans, kernel_size, kernel_size)
+        self.register_buffer("filters", torch.cat((filters, -filters)))
+        self.bias = nn.Parameter(torch.zeros(2 * size))
+        self.proj = nn.Conv2d(2 * size, dim, 1) if dim != 2 * size else nn.Identity()
+
+    @torch.no_grad()
+    def init_from_data(self, images: Tensor) -> None:
+        """Set the filters from normalised images (B, C, H, W)."""
+        patches = F.unfold(images.double(), self.kernel_size).transpose(1, 2).flatten(0, 1)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + self.eps).sqrt()).T.reshape(-1, *self.filters.shape[1:]).flip(0)
+        self.filters.copy_(torch.cat((filters, -filters)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = self.kernel_size // 2
+        y = F.conv2d(F.pad(x, (pad, self.kernel_size - 1 - pad) * 2), self.filters.to(x.dtype), self.bias.to(x.dtype))
+        return self.proj(F.gelu(y))
+
+
+STEMS = {"patchify": Patchify, "overlap": OverlapConv, "conv_pool": ConvPool, "conv": ConvNormAct, "whitening": Whitening}
+
+
+def create_stem(spec: str | dict, in_chans: int, dim: int) -> nn.Module:
+    """A stem (B, in_chans, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride)) from its name or {"name": ..., option: ...}."""
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if name not in STEMS:
+        raise unknown_name("stem", name, STEMS, "layerzoo.models.stem.STEMS")
+    return STEMS[name](in_chans, dim, **options)

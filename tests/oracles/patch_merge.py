@@ -1,0 +1,18 @@
+"""Patch merging, one patch at a time."""
+
+import torch
+
+
+def twin(layer, x):
+    batch, dim, height, width = x.shape
+    rows = []
+    for i in range(0, height, 2):
+        places = []
+        for j in range(0, width, 2):
+            corners = [(i, j), (i + 1, j), (i, j + 1), (i + 1, j + 1)]
+            patch = torch.cat([x[:, :, a, b] if a < height and b < width else x.new_zeros(batch, dim) for a, b in corners], 1)
+            centred = patch - patch.mean(1, keepdim=True)
+            normed = centred / (centred.square().mean(1, keepdim=True) + layer.norm.eps).sqrt() * layer.norm.weight + layer.norm.bias
+            places.append(normed @ layer.proj.weight.T)
+        rows.append(torch.stack(places, -1))
+    return torch.stack(rows, -2)
