@@ -20,7 +20,7 @@ class Card:
         symmetry: "permutation", "translation" or "none", measured by test.
         sizes: constructor options for tests and benchmarks, keys tiny, base and odd, each with `dim`.
         limit: where the layer equals another one, or None. Keys: `equals` (layer name), `options`, `equals_options`,
-            `grid` (H, W) of the test, `set` ({parameter: "zeros" | "ones" | "identity"}), `tol` (float64), or for
+            `grid` (H, W) of the test, `set` ({parameter: "zeros" | "ones" | "identity" | a number}), `tol` (float64), or for
             convergence `sweep` (option name), `values` and `rate` (error ~ values ** -rate).
         differs: how this deviates from the paper, or "nothing".
         cannot: {check: reason} for what the method truly cannot do.

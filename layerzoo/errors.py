@@ -6,9 +6,21 @@ import difflib
 from collections.abc import Iterable
 
 
-def bad_value(what: str, *, got: object, expected: str, do: str) -> ValueError:
-    """A ValueError in the one form the library uses."""
-    return ValueError(f"{what}: got {got}, expected {expected}. {do}")
+class Refusal(ValueError):
+    """Input that is refused. The command line prints it without a traceback and ends with its exit code."""
+
+    exit_code = 2
+
+
+class DataRefused(Refusal):
+    """Data that cannot be used: broken files, classes that do not match."""
+
+    exit_code = 65
+
+
+def bad_value(what: str, *, got: object, expected: str, do: str, kind: type[Refusal] = Refusal) -> Refusal:
+    """A refusal in the one form the library uses."""
+    return kind(f"{what}: got {got}, expected {expected}. {do}")
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
@@ -17,7 +29,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return sorted(names, key=lambda n: (-difflib.SequenceMatcher(None, key, n.lower()).ratio(), n))[:count]
 
 
-def unknown_name(kind: str, name: object, names: Iterable[str], do: str) -> ValueError:
+def unknown_name(kind: str, name: object, names: Iterable[str], do: str) -> Refusal:
     """Refuse a name that is in no room, with the three nearest and the call that lists all."""
     close = ", ".join(nearest(str(name), names))
     return bad_value(kind, got=repr(name), expected=f"a known name such as {close}", do=f"{do} lists all.")

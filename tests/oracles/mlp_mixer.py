@@ -17,7 +17,7 @@ def on_grid(built, grid, row):
 
 
 def twin(layer, tokens, grid, mask=None):
-    batch, length, dim = tokens.shape
+    batch, _, dim = tokens.shape
     growth = grid[0] * grid[1] / (layer.grid[0] * layer.grid[1])
     into = [on_grid(layer.grid, grid, row) / growth for row in layer.fc1.weight]
     out_of = [on_grid(layer.grid, grid, layer.fc2.weight[:, d]) for d in range(len(into))]

@@ -49,8 +49,8 @@ class MHSA(HeadsLayer):
     card = Card(
         title="Multi-head self-attention", paper="1706.03762", year=2017, cost=(2, 1), causal=True, symmetry="permutation",
         sizes={"tiny": {"dim": 8, "num_heads": 2}, "base": {"dim": 64, "num_heads": 4},
-               "odd": {"dim": 12, "num_heads": 3, "position": "relative_bias", "grid": (5, 3)}},
-        limit={"equals": "mhsa", "options": {"position": "relative_bias", "grid": (4, 6)}, "grid": (4, 6)},
+               "odd": {"dim": 15, "num_heads": 3, "position": "rope2d"}},
+        limit={"equals": "mhsa", "options": {"position": "relative_bias", "grid": (4, 6)}, "grid": (4, 6), "set": {"relative_bias.table": "zeros"}},
         differs="q, k, v have biases; positions may enter the scores (rope2d, relative_bias) instead of the input")
 
     def __init__(

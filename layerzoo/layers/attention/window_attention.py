@@ -67,9 +67,7 @@ class WindowAttention(HeadsLayer):
             regions = _regions(grid, shift, tokens.device).expand(len(tokens), -1, -1)
             regions = regions if mask is None else regions * mask.unflatten(1, grid)
             regions = _cut(regions[..., None], window, shift)
-            visible = (regions == regions.transpose(1, 2)) & (regions.transpose(1, 2) > 0)
-            itself = torch.eye(q.shape[2], dtype=torch.bool, device=q.device)  # so that no row of the softmax is empty
-            bias = torch.where((visible | itself)[:, None], bias, float("-inf"))
+            bias = torch.where((regions == regions.transpose(1, 2))[:, None], bias, float("-inf"))
         return _join(self.merge(attend(q, k, v, bias=bias)), grid, window, shift)
 
     def _bias(self, window: tuple[int, int]) -> Tensor:
@@ -80,7 +78,7 @@ class WindowAttention(HeadsLayer):
 
 
 def _regions(grid: tuple[int, int], shift: tuple[int, int], device: torch.device) -> Tensor:
-    """(1, H, W): 1 to 4; rolling by `shift` brings places of different numbers into one window. Padding is 0."""
+    """(1, H, W): 1 to 4, different where rolling by `shift` brings opposite borders into one window; masks and padding make it 0."""
     rows, cols = (torch.arange(side, device=device) < s for side, s in zip(grid, shift))
     return (1 + rows[:, None].int() + 2 * cols.int())[None]
 
@@ -94,6 +92,6 @@ def _cut(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
 
 def _join(windows: Tensor, grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
     """The inverse of `_cut`, without the padding: (B, H * W, C)."""
-    across, down = (-(-side // w) for side, w in zip(grid, window))
-    x = windows.unflatten(1, window).unflatten(0, (-1, across, down)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    down, across = (-(-side // w) for side, w in zip(grid, window))
+    x = windows.unflatten(1, window).unflatten(0, (-1, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return x.roll(shift, (1, 2))[:, : grid[0], : grid[1]].flatten(1, 2).contiguous()

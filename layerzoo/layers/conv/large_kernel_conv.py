@@ -56,7 +56,8 @@ class LargeKernelConv(Layer):
         if small_kernel_size:
             check_odd("small_kernel_size", small_kernel_size)
         if small_kernel_size > kernel_size:
-            raise bad_value("small_kernel_size", got=small_kernel_size, expected=f"at most kernel_size={kernel_size}", do="Pass 0 for no small kernel.")
+            raise bad_value(
+                "small_kernel_size", got=small_kernel_size, expected=f"at most kernel_size={kernel_size}", do="Pass 0 for no small kernel.")
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
         self.small = None
         if small_kernel_size:
