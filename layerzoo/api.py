@@ -38,7 +38,7 @@ def create_layer(name: str | dict | type, dim: int, **options) -> Layer:
     Args:
         name: a name of `list_layers()`, {"name": ..., option: ...}, or a class.
         dim: channels.
-        options: the layer's own, see its page or `layerzoo show NAME`.
+        **options: the layer's own, see its page or `layerzoo show NAME`.
     Raises:
         ValueError: for an unknown name or option, with the nearest known ones.
     """

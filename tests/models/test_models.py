@@ -184,7 +184,7 @@ def test_timm_makes_our_models():
     assert set(timm.list_models("layerzoo_*")) == {f"layerzoo_{n}" for n in lz.list_models()}
     model = timm.create_model("layerzoo_hybrid_nano", num_classes=6, img_size=32, drop_path_rate=0.2, layer="performer")
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 6)
-    with pytest.raises(ValueError, match=re.escape("pretrained: got True, expected False. Load trained weights with layerzoo.load(NAME)")):
+    with pytest.raises(ValueError, match=re.escape("pretrained: got True, expected False. Load trained weights with layerzoo.load(NAME); layerzoo.list_checkpoints() lists them.")):
         timm.create_model("layerzoo_vit_tiny", pretrained=True)
 
 
@@ -193,15 +193,17 @@ def test_timm_makes_our_models():
     (lambda: lz.create_model("vit_tiny", layer="performr"), "layers name: got 'performr', expected a known name such as performer, "),
     (lambda: lz.create_model("vit_tiny", layer={"name": "mhsa", "heads": 2}), "option of MHSA: got 'heads', expected a known name such as num_heads, "),
     (lambda: lz.create_model("vit_tiny", options={"deep": 2}), "argument of isotropic: got 'deep', expected a known name such as depth, "),
-    (lambda: lz.create_model("vit_tiny", stem="patch"), "stem: got 'patch', expected a known name such as patchify, "),
+    (lambda: lz.create_model("vit_tiny", stem="patch"),
+     "stem: got 'patch', expected a known name such as patchify, conv, overlap. layerzoo.models.stem.STEMS lists all."),
     (lambda: lz.create_model("vit_tiny", position="rope"), "positions name: got 'rope', expected a known name such as rope2d, "),
     (lambda: lz.create_model("vit_tiny", layer="pooling", position="rope2d"), "option of Pooling: got 'position', expected a known name such as "),
     (lambda: lz.create_model("resnet18", layer=["basic"]), "layer: got 1 entries, expected one per stage, 4 as in dims. Give one entry for each stage."),
-    (lambda: lz.create_model("resnet18", layer={"name": "basic", "strid": 1}), "option of basic: got 'strid', expected a known name such as stride, "),
+    (lambda: lz.create_model("resnet18", layer={"name": "basic", "strid": 1}),
+     "option of basic: got 'strid', expected a known name such as stride, dim, dim_in. help(layerzoo.models.classic) lists all."),
     (lambda: lz.create_model("vit_tiny", layer={"num_heads": 2}), "layers spec: got {'num_heads': 2}, expected a dict with the key 'name'. "),
     (lambda: lz.build_model({"model": "isotropc"}), "model: got 'isotropc', expected one of isotropic, pyramid. Pass the config of a layerzoo model."),
     (lambda: create_norm("instance", 4), "norm: got 'instance', expected one of layer, group, batch, none. Choose one of these."),
-    (lambda: small("vit_tiny")(torch.zeros(1, 1, 32, 32)), "input of Isotropic: got (1, 1, 32, 32), expected images (B, 3, H, W). Check the number of channels"),
+    (lambda: small("vit_tiny")(torch.zeros(1, 1, 32, 32)), "input of Isotropic: got (1, 1, 32, 32), expected images (B, 3, H, W). Check the number of channels and the layout."),
 ])
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -1,0 +1,22 @@
+"""Pages generated at build time from cards and docstrings."""
+
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
+from layerzoo.report.pages import page, room_table
+
+ROOMS = {"layers": LAYERS, "ffn": FFNS, "positions": POSITIONS, "downsample": DOWNSAMPLES}
+TWINS = Path(__file__).parent.parent / "tests" / "oracles"
+
+
+def on_files(files, config):
+    """Add one page per module and the table of each room."""
+    sections = ["# Layers and what goes between them"]
+    for folder, room in ROOMS.items():
+        sections.append(f"## {folder}\n\n{room_table(room, folder)}")
+        for name in room.names():
+            files.append(File.generated(config, f"reference/{folder}/{name}.md", content=page(room, name, TWINS)))
+    files.append(File.generated(config, "reference/index.md", content="\n\n".join(sections) + "\n"))
+    return files

@@ -1,0 +1,84 @@
+"""Pages drawn from cards and docstrings: one per layer, and the tables that lead to them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import layerzoo as lz
+from layerzoo.card import Card
+from layerzoo.registry import Room
+
+_MAPS = ((8, 8), (16, 16), (32, 32))
+
+
+def room_table(room: Room, folder: str) -> str:
+    """A Markdown table of a room with a link to each page."""
+    rows = ["| name | family | paper | time | memory | mask | causal | needs grid |", "|---|---|---|---|---|---|---|---|"]
+    for name in room.names():
+        c = room.card(name)
+        rows.append(
+            f"| [{name}]({folder}/{name}.md) | {c.family or room.folder} | {paper_link(c)} | N^{c.cost[0]:g} | N^{c.cost[1]:g} "
+            f"| {_yes(c.mask)} | {_yes(c.causal)} | {_yes(c.needs_grid)} |")
+    return "\n".join(rows)
+
+
+def page(room: Room, name: str, twins: Path) -> str:
+    """The Markdown page of one module: its docstring, its card and, for layers and ffns, its measured cost."""
+    card, cls = room.card(name), room.find(name)
+    verified = (twins / f"{name}.py").exists() or room.folder in ("positions", "downsample")
+    facts = {
+        "family": card.family or room.folder, "paper": f"{paper_link(card)}, {card.year}", "cost": f"time N^{card.cost[0]:g}, memory N^{card.cost[1]:g}",
+        "mask": _yes(card.mask), "causal": _yes(card.causal), "needs the map's height and width": _yes(card.needs_grid), "symmetry": card.symmetry,
+        "equals another layer": _limit(card), "differs from the paper": card.differs, **{f"cannot {k}": v for k, v in card.cannot.items()},
+        "verified against a slow twin": _yes(verified)}
+    table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())])
+    summary = inspect.getdoc(importlib.import_module(cls.__module__))
+    signature = f"{cls.__name__}{inspect.signature(cls)}".replace("'", "")
+    parts = [f"# {name}", summary, f"```python\n{signature}\n```", _doctest_as_code(inspect.getdoc(cls)), "## Card", table]
+    if room.folder in ("layers", "ffn"):
+        parts += ["## Measured cost", cost_table(room, name)]
+    return "\n\n".join(parts) + "\n"
+
+
+def cost_table(room: Room, name: str) -> str:
+    """A Markdown table of parameters, FLOPs and activation bytes of the base size on three maps."""
+    rows = ["| map | parameters | MFLOP | activations, MiB |", "|---|---|---|---|"]
+    for height, width in _MAPS:
+        options = dict(room.card(name).sizes["base"])
+        dim = options.pop("dim")
+        c = lz.cost(room.create({"name": name, **options}, dim), (1, dim, height, width))
+        rows.append(f"| {dim} x {height} x {width} | {c.params:,} | {c.flops / 1e6:.2f} | {c.activation_bytes / 2**20:.2f} |")
+    return "\n".join(rows)
+
+
+def paper_link(card: Card) -> str:
+    """The paper as a Markdown link, or the title where there is no arXiv id."""
+    return f"[{card.title}](https://arxiv.org/abs/{card.paper})" if card.paper else card.title
+
+
+def _limit(card: Card) -> str:
+    if card.limit is None:
+        return "no"
+    how = card.limit.get("options") or f"{card.limit.get('sweep')} growing"
+    return f"{card.limit['equals']}, with {how}".replace("|", "\\|")
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+def _doctest_as_code(text: str) -> str:
+    """Indent-free docstring whose >>> lines stand in a fenced block."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        starts = line.strip().startswith(">>>")
+        if starts and not inside:
+            lines += ["", "```pycon"]
+            inside = True
+        elif inside and not line.strip():
+            lines += ["```"]
+            inside = False
+        lines.append(line.strip() if inside else line)
+    return "\n".join([*lines, "```"] if inside else lines)
