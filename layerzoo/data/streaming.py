@@ -1,0 +1,161 @@
+"""The streaming pipeline: worker processes read and transform images, each from a seed of its own."""
+
+from __future__ import annotations
+
+import gc
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from layerzoo.config import AugmentConfig
+from layerzoo.data.augment import Augment, pad
+from layerzoo.data.cache import WORKER_TIMEOUT
+from layerzoo.data.images import fit_image
+from layerzoo.data.loader import Feed, Loader
+from layerzoo.data.sources import ImageSet
+from layerzoo.errors import DataRefused, bad_value
+
+_NUMBER = r"\d+(\.\d+)?"
+_POLICY = rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|t(weights|3a|3aw)))*"
+
+
+class Stream(Dataset):
+    """Reads, cuts, transforms, crops and mirrors a batch of images.
+
+    Args:
+        images: the set.
+        size: side in pixels.
+        augment: of training; None = evaluation.
+    Raises:
+        ValueError: for a randaugment that timm does not know.
+    """
+
+    def __init__(self, images: ImageSet, size: int, augment: Augment | None):
+        self.images, self.size, self.augment = images, size, augment
+        self.cut, self.change = create_transforms(augment.config, size) if augment else (None, None)
+
+    def __getitem__(self, request: tuple[int, np.ndarray, np.ndarray]) -> Tensor | DataRefused:
+        """(B, size, size, 3) uint8 of (epoch, sample numbers, their numbers in the set). An error returns as a value, since torch
+        would raise it below a worker's traceback."""
+        epoch, index, places = request
+        try:
+            images = np.stack([self._image(epoch, int(i), int(place)) for i, place in zip(index, places)])
+        except DataRefused as error:
+            return error
+        if self.augment is None:
+            return torch.from_numpy(images)
+        flips, size = self.augment.mirrored(index, epoch).astype(bool), self.size
+        images[flips] = images[flips, :, ::-1]
+        padded = pad(images, self.augment.config.crop_padding)
+        crops = [image[top : top + size, left : left + size] for image, top, left in zip(padded, *self.augment.corners(index, epoch))]
+        return torch.from_numpy(np.stack(crops))
+
+    def _image(self, epoch: int, i: int, place: int) -> np.ndarray:
+        image = self.images.read(place)
+        if self.augment is None:
+            return np.asarray(fit_image(image, self.size))
+        with seeded(self.augment.transform_seed(i, epoch)):
+            image = self.cut(image) if self.cut else fit_image(image, self.size)
+            return np.asarray(self.change(image))
+
+
+class StreamLoader(Loader):
+    """Batches that worker processes make ahead.
+
+    Args:
+        images: the set; the feed's index says which of them.
+        size: side in pixels.
+        feed: what to give.
+        num_workers: processes; 0 = this one.
+        timeout: seconds to wait for a batch before giving the workers up.
+    """
+
+    def __init__(self, images: ImageSet, size: int, feed: Feed, num_workers: int, timeout: float = WORKER_TIMEOUT):
+        super().__init__(feed)
+        self.stream = Stream(images, size, feed.augment)
+        self.num_workers, self.timeout = num_workers, timeout
+        self.requests: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def pixels(self, index: np.ndarray, epoch: int, first: int) -> Iterator[Tensor]:
+        parts = [index[i : i + self.local_batch] for i in range(first * self.local_batch, len(index), self.local_batch)]
+        self.requests[:] = [(epoch, part, self.feed.index[part]) for part in parts]
+        batches = iter(self.workers)
+        for part in parts:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:  # a worker that is dead or stuck
+                names = [self.stream.images.name(int(self.feed.index[part[i]])) for i in (0, -1)]
+                raise RuntimeError(f"no batch of {names[0]} ... {names[1]} from the data workers: {error}. Look there, or lower data.num_workers.") from error
+            if isinstance(batch, DataRefused):
+                raise batch
+            yield batch
+
+    @cached_property
+    def workers(self) -> DataLoader:
+        """Processes that live as long as the loader; each epoch refills the list of requests that they are sent."""
+        many = self.num_workers > 0
+        return DataLoader(
+            self.stream, sampler=self.requests, batch_size=None, num_workers=self.num_workers, timeout=self.timeout if many else 0,
+            persistent_workers=many, pin_memory=self.feed.device.type == "cuda", worker_init_fn=_keep_inherited)
+
+
+def _keep_inherited(_: int) -> None:
+    """What a worker got by fork is not its to finalise: collecting the loader of an earlier run there prints tracebacks."""
+    gc.freeze()
+
+
+def create_transforms(config: AugmentConfig, size: int) -> tuple[Callable | None, Callable]:
+    """timm's random resized crop, or None, and its RandAugment and colour jitter; image to image.
+
+    Raises:
+        ValueError: for a randaugment that timm does not know.
+    """
+    from timm.data.transforms_factory import transforms_imagenet_train
+
+    check_policy(config.randaugment)
+    cut, change, _ = transforms_imagenet_train(
+        size, scale=(config.resized_crop or 1, 1), hflip=0, color_jitter=config.color_jitter or None, force_color_jitter=True,
+        auto_augment=config.randaugment or None, separate=True)
+    for step in change.transforms:
+        for op in getattr(step, "ops", ()):
+            if op.name.startswith("Posterize"):
+                op.aug_fn = posterize
+    return (cut if config.resized_crop else None), change
+
+
+def check_policy(policy: str) -> None:
+    """Refuse a randaugment that timm would reject, or whose sections it would silently pass over."""
+    if policy and not re.fullmatch(_POLICY, policy):
+        raise bad_value(
+            "data.augment.randaugment", got=repr(policy), expected="timm's form, such as rand-m9-mstd0.5-inc1",
+            do="Sections: m magnitude, n operations, p probability, mstd spread, mmax bound, inc1 growing severity, t set of operations.")
+
+
+def posterize(image: Image.Image, bits: int, **unused) -> Image.Image:
+    """timm's, which asks Pillow for 0 bits at the greatest severity; Pillow >= 13 wants at least 1."""
+    from timm.data import auto_augment
+
+    return auto_augment.posterize(image, max(1, bits))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's global generators start from `seed`, and afterwards go on as if nothing had been."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed >> 32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
