@@ -1,0 +1,216 @@
+"""What a run watches: training metrics, losses that are not finite, progress, test predictions."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+_REMEDY = "Lower task.optimizer.lr, lengthen the warm-up, or set trainer.gradient_clip_val."
+
+
+class StepMeter(pl.Callback):
+    """Gathers the loss of each step on the device, reads it every n steps and at the end of an epoch, and logs it.
+
+    Logged: train/loss (mean over the steps since the last reading, and over ranks), train/lr, train/images_per_s (all
+    ranks, without evaluation). A loss that is not finite stops the run at the reading, naming the step; no checkpoint is
+    saved after such a loss or with such weights.
+
+    Args:
+        every_n_steps: optimiser steps between readings.
+    Raises:
+        FloatingPointError: on a loss or weights that are not finite, on every rank alike.
+    """
+
+    def __init__(self, every_n_steps: int):
+        self.every_n_steps = every_n_steps
+        self.losses, self.filled = torch.zeros(0), 0
+        self.metrics: dict[str, float] = {}
+        self.epoch_losses: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.losses = torch.zeros(self.every_n_steps * trainer.accumulate_grad_batches, device=task.device)
+        self.slots = self.losses.unbind()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.epoch_losses = []
+        self._restart(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: dict, batch: tuple, batch_idx: int) -> None:
+        self.slots[self.filled].copy_(outputs["loss"])
+        self.filled += 1
+        self.images += len(batch[1])
+        if self.filled == len(self.slots):
+            self._read(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.start += time.perf_counter() - self.paused
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        if self.filled:
+            self._read(trainer)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict) -> None:
+        self._check(trainer, self._losses(trainer))
+        weights = [t for t in (*task.parameters(), *task.buffers()) if t.is_floating_point()]
+        finite = bool(torch.stack([t.isfinite().all() for t in weights]).all())
+        if not trainer.strategy.reduce_boolean_decision(finite):
+            raise FloatingPointError(f"weights after step {trainer.global_step} are not finite. No checkpoint was saved. {_REMEDY}")
+
+    def _read(self, trainer: pl.Trainer) -> None:
+        losses = self._losses(trainer)
+        self._check(trainer, losses)
+        self.epoch_losses += losses
+        self.metrics = {
+            "train/loss": sum(losses) / len(losses), "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/images_per_s": self.images * trainer.world_size / (time.perf_counter() - self.start)}
+        for logger in trainer.loggers:
+            logger.log_metrics({**self.metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+        self._restart(trainer)
+
+    def _restart(self, trainer: pl.Trainer) -> None:
+        self.filled, self.images = 0, 0
+        self.first_step, self.start = trainer.global_step, time.perf_counter()
+
+    def _losses(self, trainer: pl.Trainer) -> list[float]:
+        """Of the batches since the last reading, mean over ranks: the one host read."""
+        losses = self.losses[: self.filled] * trainer.accumulate_grad_batches
+        return trainer.strategy.reduce(losses, reduce_op="mean").tolist()
+
+    def _check(self, trainer: pl.Trainer, losses: list[float]) -> None:
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                step = self.first_step + i // trainer.accumulate_grad_batches + 1
+                raise FloatingPointError(f"training loss at step {step} is {loss}. {_REMEDY}")
+
+
+class Progress(pl.Callback):
+    """One line per epoch, below it a bar of steps where standard error is a terminal. Reads no tensor of a step.
+
+    Args:
+        meter: whose readings the lines show.
+    """
+
+    def __init__(self, meter: StepMeter):
+        self.meter, self.bar = meter, None
+
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.seconds = time.perf_counter()
+        if trainer.is_global_zero and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            steps = trainer.num_training_batches
+            self.bar = tqdm(total=trainer.max_epochs * steps, initial=trainer.current_epoch * steps, unit="step", leave=False)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: dict, batch: tuple, batch_idx: int) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        now = time.perf_counter()
+        losses = self.meter.epoch_losses
+        shown = {"train/loss": sum(losses) / max(1, len(losses))}
+        shown |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        rate = self.meter.metrics.get("train/images_per_s", 0.0)
+        text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        if self.bar is not None:
+            self.bar.clear()
+        if trainer.is_global_zero:
+            print(f"{text}  {rate:.0f} images/s  {now - self.seconds:.1f} s", flush=True)
+        self.seconds = now
+
+    def on_train_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.close()
+
+    def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class PredictionReport(pl.Callback):
+    """Draws the confusion matrix and a grid of wrong predictions of the test set, for the run folder and W&B.
+
+    Args:
+        classes: K class names.
+        mean: of each channel in [0, 1], with which images were normalised.
+        std: likewise.
+        folder: where confusion_matrix.png and wrong_predictions.png go.
+        count: images in the grid.
+    """
+
+    def __init__(self, classes: list[str], mean: list[float], std: list[float], folder: Path, count: int):
+        self.classes, self.mean, self.std, self.folder, self.count = classes, mean, std, folder, count
+
+    def on_test_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.confusion = MulticlassConfusionMatrix(len(self.classes), validate_args=False).to(task.device)
+        self.wrong: list[tuple[Tensor, int, int]] = []
+
+    def on_test_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Tensor, batch: tuple, batch_idx: int) -> None:
+        x, y = batch
+        guess = outputs.argmax(1)
+        self.confusion.update(guess, y)
+        if len(self.wrong) < self.count:
+            places = (guess != y).nonzero()[: self.count - len(self.wrong), 0]
+            self.wrong += zip(x[places].float().cpu(), y[places].tolist(), guess[places].tolist())
+
+    def on_test_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        matrix = self.confusion.compute().cpu()
+        if trainer.is_global_zero:
+            paths = {name: self.folder / f"{name}.png" for name in ("confusion_matrix", "wrong_predictions")}
+            draw_confusion(matrix, self.classes, paths["confusion_matrix"])
+            draw_wrong(self.pictures(), paths["wrong_predictions"])
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    for name, path in paths.items():
+                        logger.log_image(f"test/{name}", [str(path)], step=trainer.global_step)
+
+    def pictures(self) -> list[tuple[Tensor, str]]:
+        """The wrong predictions, as images (C, H, W) in [0, 1] with captions."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return [((x * std + mean).clamp(0, 1), f"{self.classes[y]}\ntaken for {self.classes[guess]}") for x, y, guess in self.wrong]
+
+
+def draw_confusion(matrix: Tensor, classes: list[str], path: Path) -> None:
+    """Counts (K, K), true classes down and predicted across, as a picture; each row is shaded by its shares."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(matrix / matrix.sum(1, keepdim=True).clamp(min=1), vmin=0, vmax=1, cmap="Blues")
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= 50:  # more names would not be legible
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 12:
+        for i, row in enumerate(matrix.tolist()):
+            for j, count in enumerate(row):
+                axes.text(j, i, count, ha="center", va="center", fontsize=8)
+    figure.savefig(path)
+
+
+def draw_wrong(pictures: list[tuple[Tensor, str]], path: Path) -> None:
+    """Images (C, H, W) in [0, 1] with their captions, eight to a row."""
+    from matplotlib.figure import Figure
+
+    rows = max(1, math.ceil(len(pictures) / 8))
+    figure = Figure(figsize=(12, 1.9 * rows), layout="constrained")
+    for axes in figure.subplots(rows, 8).flat:
+        axes.axis("off")
+    for axes, (image, caption) in zip(figure.axes, pictures):
+        axes.imshow(image[0] if len(image) == 1 else image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(caption, fontsize=7)
+    figure.savefig(path)

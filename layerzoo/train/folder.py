@@ -1,0 +1,117 @@
+"""The folder of a run: where it lies, what it resumes from, what it was made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from layerzoo.config import Recipe
+from layerzoo.errors import bad_value
+from layerzoo.recipe import NOT_IN_HASH, read_recipe, resolved, save, sha256
+
+_PACKAGES = {"layerzoo", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "wandb", "numpy", "pillow", "safetensors"}
+
+
+def open_folder(recipe: Recipe, recipe_name: str, resume: str) -> tuple[Path, Path | None]:
+    """The run folder runs/<recipe name>/<hash>-s<seed>[-k], and the training checkpoint to go on from, if any.
+
+    A new run gets a new folder, with recipe.yaml and env.json in it. Ranks above 0 write nothing.
+
+    Args:
+        recipe: what to run.
+        recipe_name: as listed, such as "cifar10/resnet18".
+        resume: "never" for a new run; "auto" for the newest run of this recipe and seed that has a training checkpoint,
+            else a new one; or the path of a run folder or of a .ckpt file in its folder ckpt.
+    Raises:
+        ValueError: if there is nothing at that path, or its recipe differs from this one.
+    """
+    base = Path(recipe.runs) / recipe_name / f"{sha256(recipe)[:8]}-s{recipe.seed}"
+    if resume == "auto":
+        started = [folder for folder in itertools.takewhile(Path.exists, _names(base)) if last_checkpoint(folder).exists()]
+        found = last_checkpoint(started[-1]) if started else None
+    else:
+        found = None if resume == "never" else Path(resume) if resume.endswith(".ckpt") else last_checkpoint(Path(resume))
+    if found is None:
+        return _new_folder(recipe, base), None
+    if not found.is_file():
+        raise bad_value(
+            "--resume", got=repr(resume), expected=f"auto, never, or a run folder with a training checkpoint; {found} is not there",
+            do=f"Look below {base.parent}.")
+    folder = found.parent.parent
+    _check_same(recipe, folder / "recipe.yaml")
+    return folder, found
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Where a run keeps what it resumes from."""
+    return folder / "ckpt" / "last.ckpt"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide results."""
+    found = {d.name: d.version for d in importlib.metadata.distributions() if d.name in _PACKAGES}
+    return {"python": platform.python_version(), **dict(sorted(found.items()))}
+
+
+def _names(base: Path) -> Iterator[Path]:
+    yield base
+    yield from (base.with_name(f"{base.name}-{k}") for k in itertools.count(1))
+
+
+def _new_folder(recipe: Recipe, base: Path) -> Path:
+    if rank_zero_only.rank:
+        return base
+    base.parent.mkdir(parents=True, exist_ok=True)
+    for folder in _names(base):
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue  # by an earlier run, or by one that starts just now
+    save(recipe, folder / "recipe.yaml")
+    (folder / "env.json").write_text(json.dumps(_environment(), indent=1), encoding="utf-8")
+    return folder
+
+
+def _check_same(recipe: Recipe, stored: Path) -> None:
+    """A checkpoint never supplies the configuration: what decides the result must be what it was."""
+    was, now = (_flat(resolved(r)) for r in (read_recipe(str(stored)), recipe))
+    ignored = tuple(key for key in NOT_IN_HASH if key != "seed")
+    differing = [
+        f"{key} is {now.get(key)!r}, in the run {was.get(key)!r}" for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{i}.") for i in ignored)]
+    if differing:
+        raise bad_value(
+            "--resume", got="; ".join(differing), expected=f"the recipe that {stored.parent} began with",
+            do="Start a new run without --resume, or take the differences back.")
+
+
+def _flat(values: dict, path: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) and value else {f"{path}{key}": value}
+    return flat
+
+
+def _environment() -> dict:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"versions": versions(), "platform": platform.platform(), "gpus": gpus, "threads": torch.get_num_threads(), "git": _git()}
+
+
+def _git() -> dict | None:
+    """Commit of the checkout layerzoo runs from, and whether files differ from it; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    asked = [subprocess.run(["git", "-C", root, *words], check=False, capture_output=True, text=True, timeout=10) for words in (
+        ("rev-parse", "HEAD"), ("status", "--porcelain"))]
+    return {"commit": asked[0].stdout.strip(), "changed": bool(asked[1].stdout)}

@@ -1,0 +1,43 @@
+"""Reads an offline .wandb file: a 7-byte header, then a LevelDB log of protobuf records."""
+
+import json
+import struct
+from pathlib import Path
+
+from wandb.proto import wandb_internal_pb2
+
+BLOCK, HEADER = 32 * 1024, struct.Struct("<IHB")  # checksum, length, type
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def records(path: Path) -> list:
+    """The records, in order."""
+    data, at, parts, found = path.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while at + HEADER.size <= len(data):
+        if BLOCK - at % BLOCK < HEADER.size:
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = HEADER.unpack_from(data, at)
+        parts += data[at + HEADER.size: at + HEADER.size + length]
+        at += HEADER.size + length
+        if kind in (FULL, LAST):
+            found.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return found
+
+
+def read(path: Path) -> dict:
+    """Run id, configuration, and one dict of values per history row."""
+    run = {"config": {}, "history": [], "exit_code": None}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run["id"], run["group"], run["name"] = record.run.run_id, record.run.run_group, record.run.display_name
+        elif kind == "config":
+            run["config"] |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.config.update}
+        elif kind == "history":
+            run["history"].append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+        elif kind == "exit":
+            run["exit_code"] = record.exit.exit_code
+    return run
