@@ -48,7 +48,9 @@ class Room:
     def options(self, name: str) -> dict[str, str]:
         """The options of `name` and their types as written, without importing it. Raises ValueError for an unknown name."""
         if name in self.registered:
-            return {p.name: str(p.annotation) for p in inspect.signature(self.registered[name]).parameters.values() if p.name not in _POSITIONAL}
+            taken = inspect.signature(self.registered[name]).parameters
+            found = {option: p.annotation for option, p in taken.items() if option not in _POSITIONAL}
+            return {option: a if isinstance(a, str) else inspect.formatannotation(a) for option, a in found.items()}
         return read_options(self.path(name))
 
     def find(self, name: str) -> type:
@@ -111,7 +113,8 @@ def _find_card(tree: ast.Module, path: Path) -> tuple[ast.ClassDef, ast.Assign]:
         for line in node.body if isinstance(node, ast.ClassDef) else ():
             if isinstance(line, ast.Assign) and getattr(line.targets[0], "id", "") == "card":
                 return node, line
-    raise bad_value(f"card of {path.stem}", got="none", expected="card = Card(...) with literal values in the class body", do=f"Add it to {path}.")
+    expected = "card = Card(...) with literal values in the class body"
+    raise bad_value(f"card of {path.stem}", got="none", expected=expected, do=f"Add it to {path}.")
 
 
 LAYERS = Room("layers", "layerzoo.list_layers()")

@@ -32,7 +32,9 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
         if x.ndim != 4 or x.shape[1] != self.dim:
-            raise bad_value(f"input of {type(self).__name__}", got=tuple(x.shape), expected=f"a map (B, {self.dim}, H, W)", do="Check dim= and the layout.")
+            raise bad_value(
+                f"input of {type(self).__name__}", got=tuple(x.shape), expected=f"a map (B, {self.dim}, H, W)",
+                do="Check dim= and the layout.")
         y = self.reduce(x)
         return y.contiguous() if x.is_contiguous() else y
 

@@ -35,7 +35,8 @@ class ConvStride(Downsample):
 
     card = Card(
         title="Strided convolution", paper="2210.13452", year=2022, cost=(1, 1), mask=False, needs_grid=True,
-        sizes={"tiny": {"dim": 8, "dim_out": 16}, "base": {"dim": 64, "dim_out": 128, "norm": "batch"}, "odd": {"dim": 5, "dim_out": 7, "norm": "none"}},
+        sizes={"tiny": {"dim": 8, "dim_out": 16}, "base": {"dim": 64, "dim_out": 128, "norm": "batch"},
+               "odd": {"dim": 5, "dim_out": 7, "norm": "none"}},
         differs="the norm follows the convolution; there it goes before",
         cannot={"mask": "it is a unit of maps, and a map has no places to leave out"})
 

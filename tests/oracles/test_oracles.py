@@ -19,10 +19,10 @@ ROOMS = {name: room for room in (LAYERS, FFNS, POSITIONS, DOWNSAMPLES) for name 
 def compare(name, layer, fast, slow, inputs):
     tolerance = TOLERANCE.get(name, 1e-9)
     close(f"{name} against its twin", fast, slow, tolerance)
-    named = [*inputs.items(), *layer.named_parameters()]
+    names, wanted = zip(*inputs.items(), *layer.named_parameters())
     weight = torch.randn_like(fast)
-    grads = [torch.autograd.grad((y * weight).sum(), [p for _, p in named], allow_unused=True, materialize_grads=True) for y in (fast, slow)]
-    for (what, _), a, b in zip(named, *grads):
+    grads = [torch.autograd.grad((y * weight).sum(), wanted, allow_unused=True, materialize_grads=True) for y in (fast, slow)]
+    for what, a, b in zip(names, *grads):
         close(f"gradient of {what} of {name}", a, b, tolerance)
 
 
@@ -30,7 +30,7 @@ def cases(cls, card):
     """Whether causal, whether masked."""
     if not issubclass(cls, TokenLayer):
         return [(False, False)]
-    return [(causal, masked) for causal in ((False, True) if card.causal else (False,)) for masked in ((False, True) if card.mask else (False,))]
+    return [(causal, masked) for causal in (False, True)[: 1 + card.causal] for masked in (False, True)[: 1 + card.mask]]
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (4, 4), (6, 7)], ids=str)
