@@ -1,0 +1,7 @@
+"""`python -m layerzoo` is the command line."""
+
+import sys
+
+from layerzoo.cli import main
+
+sys.exit(main())

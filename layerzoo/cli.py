@@ -1,0 +1,336 @@
+"""The command line: every verb is one call. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import importlib
+import importlib.util
+import inspect
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerzoo.config import Recipe
+from layerzoo.errors import Refusal, bad_value, unknown_name
+from layerzoo.models.presets import PRESETS, list_models
+from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved, sha256
+from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
+from layerzoo.report.catalogue import KINDS, costs, print_table, rows
+from layerzoo.strict_yaml import RecipeError, write
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_OWN_OPTIONS = ("--help", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes")
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
+_ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
+_NOISE = (r".*srun.*", r".*litlogger.*", r".*LeafSpec.*", r".*does not have many workers.*")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0 done, 1 a loss that is not finite, 2 a recipe or usage that is wrong, 65 data refused, 74 storage, 77 refused for
+        security, 130 interrupted. Any other fault leaves as an exception, which ends the process with 1.
+    """
+    parser = _parser()
+    words, overrides = _split(parser, sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(words)
+    if overrides and "overrides" not in args:
+        parser.error(f"{args.verb} takes no --{overrides[0].partition('=')[0]}; `layerzoo {args.verb} --help` lists its options")
+    args.overrides = overrides
+    try:
+        return args.call(args) or 0
+    except Refusal as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        print(f"storage: got {error}, expected a place to write. Free space, or name another folder: --runs PATH.", file=sys.stderr)
+        return 74
+    except FloatingPointError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    what = "Vision layers under one contract: compose, train, log, save, pull."
+    parser = argparse.ArgumentParser(prog="layerzoo", description=what, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, call: Callable, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(call=call)
+        return added
+
+    fit = verb("fit", _fit, "train a recipe, then test it")
+    fit.add_argument("recipe", help="a name of `layerzoo list recipes`, or a .yaml file")
+    fit.add_argument("--resume", default="never", metavar="auto|never|PATH", help="go on from the newest or the given training checkpoint")
+    for name, text in {"validate": "validation metrics of a checkpoint", "test": "test metrics of a checkpoint"}.items():
+        verb(name, _evaluate, text).add_argument("recipe", help="a name of `layerzoo list recipes`, or a .yaml file")
+    predict = verb("predict", _predict, "classes and probabilities of images, or of a recipe's test set")
+    predict.add_argument("inputs", nargs="+", metavar="IMAGE|RECIPE", help="image files, or one recipe")
+    for name in ("validate", "test", "predict"):
+        verbs.choices[name].add_argument("--checkpoint", metavar="NAME", help="name, folder or address; else the newest run's")
+
+    listing = verb("list", _list, "what there is")
+    listing.add_argument("kind", choices=KINDS)
+    listing.add_argument("--family", help="layers of one family only")
+    listing.add_argument("--json", action="store_true")
+    show = verb("show", _show, "all about a layer, model, recipe or checkpoint")
+    show.add_argument("name")
+    show.add_argument("--resolved", action="store_true", help="a recipe with its defaults and overrides filled in")
+    for name in ("fit", "validate", "test", "predict", "show"):
+        verbs.choices[name].add_argument(
+            "--section.key", dest="overrides", metavar="VALUE", help="any key of the recipe, such as --model.layer nystrom")
+
+    copy = verb("recipe", _copy, "copy a recipe, to edit it")
+    copy.add_argument("action", choices=["copy"])
+    copy.add_argument("name")
+    copy.add_argument("destination", help="a new file, or a folder")
+    verb("check", _check, "the conformance kit on one layer").add_argument("layer", help="a name, or my_layer.py:ClassName")
+    cost = verb("cost", _cost, "parameters, FLOPs and memory")
+    cost.add_argument("name", help="a layer, model or recipe")
+    cost.add_argument("--img-size", type=int, nargs="+", metavar="PIXELS", help="of the image; of the map for a layer")
+    cost.add_argument("--num-classes", type=int, default=10)
+    return parser
+
+
+def _split(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[list[str], list[str]]:
+    """A verb's own words, and the `--key value` or `--key=value` pairs of a recipe as "key=value"."""
+    words, overrides = [], []
+    rest = iter(argv)
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not key.startswith("--") or key in _OWN_OPTIONS:
+            words.append(word)
+            continue
+        value = value if equals else next(rest, "--")
+        if not equals and value.startswith("--"):
+            parser.error(f"{key} needs a value: {key} VALUE")
+        overrides.append(f"{key[2:]}={value}")
+    return words, overrides
+
+
+def _fit(args: argparse.Namespace) -> None:
+    recipe, name = _start(args)
+    from layerzoo.train import run
+
+    result = run.fit(recipe, recipe_name=name, resume=args.resume)
+    _say(f"{_metrics(result.metrics)}\nrun   {result.folder}\nnext  layerzoo predict IMAGE --checkpoint {result.checkpoint}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    recipe, name = _start(args)
+    from layerzoo.train import run
+
+    split = "val" if args.verb == "validate" else "test"
+    _say(_metrics(run.evaluate(recipe, recipe_name=name, checkpoint=_checkpoint(args, recipe, name), split=split)))
+
+
+def _start(args: argparse.Namespace) -> tuple[Recipe, str]:
+    """The recipe, announced before anything heavy is imported, its model checked before data is touched."""
+    recipe, name = read_recipe(args.recipe, args.overrides), find_recipe(args.recipe)[1]
+    _say(f"{args.verb} {name}: {recipe.model.name} on {recipe.data.source}, {recipe.trainer.max_epochs} epochs, seed {recipe.seed}")
+    for noise in _NOISE:
+        warnings.filterwarnings("ignore", noise)
+    for logger in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    check_build(recipe, args.recipe)
+    return recipe, name
+
+
+def check_build(recipe: Recipe, where: str) -> nn.Module:
+    """The model of a recipe on the meta device: what only constructors can refuse is refused before data is touched.
+
+    Raises:
+        RecipeError: with the constructor's message.
+    """
+    import torch
+
+    from layerzoo.data.datamodule import ImageData
+    from layerzoo.models import create_model
+    from layerzoo.tasks.optim import create_optimizer
+
+    part = "model"
+    try:
+        with torch.device("meta"):
+            model = create_model(**resolved(recipe)["model"], num_classes=10, img_size=recipe.data.img_size)
+        part = "task.optimizer"
+        create_optimizer(model, recipe.task.optimizer)
+        part = "data"
+        ImageData(recipe.data, recipe.seed)
+        part = "trainer.callbacks"
+        for entry in recipe.trainer.callbacks:
+            _check_callback(entry)
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        raise RecipeError(where, part, got=str(error), expected="options that fit together", do="Correct what it names.") from error
+    return model
+
+
+def _check_callback(entry: dict) -> None:
+    from pytorch_lightning import Callback
+
+    module, _, name = entry["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    if not issubclass(cls, Callback):
+        expected = "a subclass of pytorch_lightning.Callback"
+        raise bad_value("class_path", got=entry["class_path"], expected=expected, do="Name another class.")
+    inspect.signature(cls).bind(**entry.get("init_args", {}))
+
+
+def _checkpoint(args: argparse.Namespace, recipe: Recipe, name: str) -> str:
+    """As given, else that of the newest run of this recipe."""
+    if args.checkpoint:
+        return args.checkpoint
+    found = sorted(Path(recipe.runs, name).glob(f"{sha256(recipe)[:8]}-s{recipe.seed}*/checkpoint"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise bad_value(
+            "--checkpoint", got="none", expected=f"a finished run of {name} with these options below {recipe.runs}/",
+            do=f"Run `layerzoo fit {name}`, or pass --checkpoint NAME.")
+    return str(found[-1])
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return "\n".join(f"{name:10}  {value:.4f}" for name, value in sorted(metrics.items()))
+
+
+def _say(text: str) -> None:
+    """Print once, however many ranks run."""
+    if not any(int(os.environ.get(rank) or 0) for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        print(text, flush=True)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    """Three likeliest classes of each image; of a recipe, the likeliest of each test image in its order."""
+    if len(args.inputs) == 1 and is_recipe(args.inputs[0]):
+        args.recipe = args.inputs[0]
+        recipe, name = _start(args)
+        from layerzoo.train import run
+
+        classes, probabilities = run.predict(recipe, recipe_name=name, checkpoint=_checkpoint(args, recipe, name))
+        inputs, count = [str(i) for i in range(len(probabilities))], 1
+    else:
+        if not args.checkpoint:
+            do = "`layerzoo list checkpoints` lists those to pull."
+            raise bad_value("--checkpoint", got="none", expected="a name, folder or address", do=do)
+        from layerzoo.hub import load
+
+        model = load(args.checkpoint)
+        classes, probabilities = model.manifest["classes"], classify_images(model, args.inputs)
+        inputs, count = args.inputs, 3
+    top = probabilities.topk(min(count, len(classes)))
+    for name, shares, places in zip(inputs, top.values.tolist(), top.indices.tolist()):
+        print(name, *(f"{classes[k]} {share:.4f}" for share, k in zip(shares, places)), sep="\t")
+
+
+def classify_images(model: nn.Module, paths: list[str]) -> Tensor:
+    """Class probabilities (B, K) of image files, cut and normalised as the checkpoint's manifest says.
+
+    Raises:
+        DataRefused: for a file that is no whole image.
+    """
+    import numpy as np
+    import torch
+
+    from layerzoo.data.images import fit_image, read_image
+
+    pixels = np.stack([np.asarray(fit_image(read_image(Path(path), path), model.img_size[0])) for path in paths])
+    mean, std = (torch.tensor(model.manifest[key])[:, None, None] for key in ("mean", "std"))
+    with torch.inference_mode():
+        return model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1)
+
+
+def _list(args: argparse.Namespace) -> None:
+    found = rows(args.kind, args.family)
+    print(json.dumps(found, indent=1)) if args.json else print_table(found)
+
+
+def _show(args: argparse.Namespace) -> None:
+    name = args.name
+    room = next((r for r in _ROOMS if name in r.names()), None)
+    if room is not None:
+        card = {k: v for k, v in dataclasses.asdict(room.card(name)).items() if k not in ("name", "sizes")}
+        options = room.options(name) or {"none": ""}
+        facts = [f"  {k:11} {v}" for k, v in card.items()] + ["\noptions"] + [f"  {k:11} {v}" for k, v in options.items()]
+        print(name, *facts, "", sep="\n", flush=True)
+        print(inspect.getdoc(room.find(name)))
+    elif name in PRESETS:
+        print(f"{name}: {inspect.getdoc(PRESETS[name])}\n", write(PRESETS[name](32)), sep="\n", flush=True)
+    elif is_recipe(name):
+        recipe = read_recipe(name, args.overrides)
+        print(write(resolved(recipe)) if args.resolved else find_recipe(name)[0].read_text(encoding="utf-8"), end="")
+    else:
+        print(write(_published(name)), end="")
+    if name in (*LAYERS.names(), *FFNS.names(), *PRESETS):
+        print_table(costs(name))
+
+
+def _published(name: str) -> dict:
+    from layerzoo.hub import list_checkpoints, published
+
+    if name not in list_checkpoints():
+        names = [n for room in _ROOMS for n in room.names()] + list_models() + list_recipes() + list_checkpoints()
+        raise unknown_name("name", name, names, "`layerzoo list layers|models|recipes|checkpoints`")
+    return published(name)
+
+
+def _cost(args: argparse.Namespace) -> None:
+    names = LAYERS.names() + FFNS.names() + list_models() + list_recipes()
+    if args.name not in names and not is_recipe(args.name):
+        raise unknown_name("name", args.name, names, "`layerzoo list layers|models|recipes`")
+    print_table(costs(args.name, args.img_size, args.num_classes))
+
+
+def _copy(args: argparse.Namespace) -> None:
+    """Never writes over a file."""
+    source = find_recipe(args.name)[0]
+    destination = Path(args.destination)
+    destination = destination / source.name if destination.is_dir() else destination
+    if destination.exists():
+        got = f"{destination}, which exists"
+        raise bad_value("destination", got=got, expected="a new file", do="Choose another name; nothing was written.")
+    if not destination.parent.is_dir():
+        raise bad_value("destination", got=destination, expected="a file in a folder that exists", do=f"Create {destination.parent} first.")
+    shutil.copyfile(source, destination)
+    print(f"{destination}\nnext  layerzoo fit {destination}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from layerzoo.testing import ConformanceError, check_layer
+
+    try:
+        results = check_layer(_load_class(args.layer) if ".py:" in args.layer else args.layer)
+    except ConformanceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print_table([{"check": r.name, "holds": r.ok, "detail": r.detail, "seconds": f"{r.seconds:.2f}"} for r in results])
+    print(f"{args.layer} passes {len(results)} of {len(results)} checks")
+    return 0
+
+
+def _load_class(address: str) -> type:
+    """The class of my_layer.py:ClassName, a file of the user's own."""
+    path, _, name = address.rpartition(":")
+    if not Path(path).is_file():
+        expected = "the path of a Python file, a colon and a class"
+        raise bad_value("layer", got=repr(address), expected=expected, do="Write my_layer.py:ClassName.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, name, None), type):
+        raise unknown_name(f"class of {path}", name, [n for n, v in vars(module).items() if isinstance(v, type)], path)
+    return getattr(module, name)
