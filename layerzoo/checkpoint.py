@@ -1,0 +1,311 @@
+"""The checkpoint folder: weights, configuration, model card and a manifest that vouches for each byte. No pickle.
+
+A folder is written beside its place under a hidden name, synced and renamed. A process killed at any moment leaves the old
+folder, the new one, or, between the two renames of an overwrite, the old one under the hidden name
+`.<name>.old-<host>-<process>`; the next save puts it back, and reading names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerzoo.errors import DataRefused, Refusal, bad_value
+from layerzoo.model_card import model_card
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT = 1
+WEIGHTS, CONFIG, CARD, MANIFEST = "model.safetensors", "config.json", "README.md", "manifest.json"
+FILES = (WEIGHTS, CONFIG, CARD)  # what the manifest vouches for
+LARGEST = {WEIGHTS: 2**36, CONFIG: 2**20, CARD: 2**22, MANIFEST: 2**24}  # bytes
+_AGAIN = "Copy or pull the folder again."
+
+
+def save_checkpoint(
+    folder: str | Path, model: nn.Module, *, classes: list[str], mean: list[float], std: list[float], metrics: dict[str, float],
+    recipe: dict | None = None, recipe_sha256: str = "", recipe_name: str = "", overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint folder, read it back, and only then give it its name. Tied tensors are stored under each of their names.
+
+    Args:
+        folder: where; its parents are made.
+        model: of `layerzoo.create_model`; its config may hold plain values and registered names, no classes.
+        classes: name of each class, in the order of the logits.
+        mean: per channel, of pixels in [0, 1], that inputs are normalised by.
+        std: likewise.
+        metrics: such as {"test/top1": 0.91}.
+        recipe: the resolved recipe, in plain values.
+        recipe_sha256: of that recipe.
+        recipe_name: such as "cifar10/resnet18".
+        overwrite: replace a checkpoint that stands there.
+    Raises:
+        ValueError: for a folder that exists, weights or metrics that are not finite, values that JSON cannot hold, class names
+            or normalisation that do not fit the model, or a config that does not rebuild the model.
+    """
+    target = Path(folder).resolve()
+    counts = {"classes": (classes, model.num_classes or len(classes)), "mean": (mean, model.in_chans), "std": (std, model.in_chans)}
+    for what, (values, count) in counts.items():
+        if len(values) != count:
+            raise bad_value(what, got=f"{len(values)} values", expected=f"{count}, as the model has", do="Pass one per class or channel.")
+    versions = {"python": platform.python_version()} | {package: importlib.metadata.version(package) for package in ("torch", "layerzoo")}
+    name = recipe["model"]["name"] if recipe else model.config["model"]
+    manifest = {
+        "model": name, "format": FORMAT, "versions": versions, "recipe_name": recipe_name, "recipe_sha256": recipe_sha256, "recipe": recipe,
+        "metrics": metrics, "classes": classes, "mean": mean, "std": std}
+    manifest = {key: _plain(value, key) for key, value in manifest.items()}
+    config = _plain(model.config, "config")
+    contents = {WEIGHTS: _weights(model), CONFIG: to_json(config), CARD: model_card(config, manifest).encode()}
+    manifest["files"] = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    manifest["sha256"] = hashlib.sha256(to_json(manifest)).hexdigest()
+    with staged(target, overwrite) as temp:
+        for name, data in (contents | {MANIFEST: to_json(manifest)}).items():
+            write_synced(temp / name, data)
+        load_checkpoint(temp)
+    return target
+
+
+def verify_checkpoint(folder: str | Path) -> dict:
+    """The manifest, once each file has proved to have the size and SHA-256 it states. Other files in the folder are never opened.
+
+    Raises:
+        ValueError: for a file that is missing, truncated, changed, malformed or too large, by its name.
+    """
+    return _read(Path(folder))[0]
+
+
+def load_checkpoint(folder: str | Path) -> nn.Module:
+    """The model of a verified folder, in eval mode on the CPU, with its manifest as `.manifest`. Leaves the random state alone.
+
+    Raises:
+        ValueError: as `verify_checkpoint`; for a layer that is not registered here; for tensors that do not fit the model, by name.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from layerzoo.models.create import build_model
+
+    manifest, contents = _read(Path(folder))
+    config = from_json(contents[CONFIG], Path(folder, CONFIG))
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config)
+    where = Path(folder, WEIGHTS)
+    try:
+        tensors = load(contents[WEIGHTS])
+    except SafetensorError as error:
+        raise refused(where, got=str(error), expected="a safetensors file") from error
+    _check_tensors(tensors, model.state_dict(), where)
+    model.load_state_dict(tensors)
+    model.manifest = manifest
+    return model.eval()
+
+
+def parse_manifest(data: bytes, where: object) -> dict:
+    """The manifest in these bytes. Its own "sha256" is that of the rest, so a flipped bit in it is found too.
+
+    Raises:
+        ValueError: for malformed JSON, an unknown format, altered content or fields of the wrong type.
+    """
+    manifest = from_json(data, where)
+    if manifest.get("format") != FORMAT:
+        do = "Read it with the version of layerzoo that wrote it."
+        raise refused(where, got=f"format {_short(manifest.get('format'))}", expected=f"format {FORMAT}", do=do)
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != hashlib.sha256(to_json(rest)).hexdigest() or data != to_json(manifest):
+        raise refused(where, got="altered content", expected="content with the SHA-256 it states")
+    for key, (fits, expected) in _FIELDS.items():
+        if not fits(manifest.get(key)):
+            raise refused(f"{where}: {key}", got=_short(manifest.get(key)), expected=expected)
+    return manifest
+
+
+@contextmanager
+def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A hidden folder to fill, which becomes `target` at the end of the block, or vanishes if that raises.
+
+    One save to a target at a time in a process: what this process or a dead one left behind is swept first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    if os.path.lexists(target) and not (overwrite and (target / MANIFEST).is_file()):
+        do = "Delete it or choose another name." if overwrite else "Choose another name, or pass overwrite=True."
+        raise bad_value(str(target), got="a path that exists", expected="a new folder" + " or a checkpoint" * overwrite, do=do)
+    mark = f"{socket.gethostname()}-{os.getpid()}"
+    temp, old = (target.with_name(f".{target.name}.{state}-{mark}") for state in ("new", "old"))
+    try:
+        os.mkdir(temp)
+        yield temp
+        _sync(temp)
+        if overwrite and target.exists():
+            os.rename(target, old)
+        os.rename(temp, target)
+        _sync(target.parent)
+    finally:
+        _sweep(target)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """A new file that is on the disk when this returns."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def to_json(value: object) -> bytes:
+    """The one way a value is written."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def from_json(data: bytes, where: object) -> dict:
+    """The JSON object in these bytes; anything else is refused."""
+    try:
+        value = json.loads(data)
+        to_json(value)
+    except (ValueError, RecursionError) as error:
+        raise refused(where, got=f"malformed JSON ({str(error)[:80]})", expected="plain JSON") from error
+    if not isinstance(value, dict):
+        raise refused(where, got=_short(value), expected="a JSON object")
+    return value
+
+
+def refused(what: object, *, got: str, expected: str, do: str = _AGAIN) -> Refusal:
+    """The refusal of a file that is not what it should be."""
+    return bad_value(str(what), got=got, expected=expected, do=do, kind=DataRefused)
+
+
+def _read(folder: Path) -> tuple[dict, dict[str, bytes]]:
+    """The manifest and the bytes that it vouches for: those verified are those used."""
+    if not folder.is_dir():
+        left = [f"The previous one is {path}: rename it back." for path, _, state in _leftovers(folder.absolute()) if state == "old"]
+        raise refused(folder, got="no folder", expected="a checkpoint folder", do=" ".join(left) or "Check the path.")
+    manifest = parse_manifest(_content(folder / MANIFEST), folder / MANIFEST)
+    return manifest, {name: _content(folder / name, manifest["files"][name]) for name in FILES}
+
+
+def _content(path: Path, stated: dict | None = None) -> bytes:
+    if not path.is_file():
+        raise refused(path, got="no file", expected="one of the files of a checkpoint")
+    size, largest = path.stat().st_size, LARGEST[path.name]
+    if size > largest:
+        raise refused(path, got=f"{size} bytes", expected=f"at most {largest}")
+    if stated and size != stated["bytes"]:
+        raise refused(path, got=f"{size} bytes", expected=f"{stated['bytes']}, as {MANIFEST} states")
+    data = path.read_bytes()
+    if stated and (digest := hashlib.sha256(data).hexdigest()) != stated["sha256"]:
+        raise refused(path, got=f"SHA-256 {digest[:12]}...", expected=f"{stated['sha256'][:12]}..., as {MANIFEST} states")
+    return data
+
+
+def _is_file_list(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == set(FILES) and all(
+        isinstance(entry, dict) and type(entry.get("bytes")) is int and 0 <= entry["bytes"] <= LARGEST[name]
+        and re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256"))) for name, entry in value.items())
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) in (int, float) for v in value)
+
+
+_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "files": (_is_file_list, f"the size and SHA-256 of {', '.join(FILES)} within the size limits"),
+    "classes": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
+    "mean": (_is_numbers, "a list of numbers"), "std": (_is_numbers, "a list of numbers"),
+    "metrics": (lambda v: isinstance(v, dict) and _is_numbers([*v.values()]), "numbers by name"),
+    "recipe": (lambda v: v is None or isinstance(v, dict), "a resolved recipe or null"),
+    **dict.fromkeys(("model", "recipe_name", "recipe_sha256"), (lambda v: isinstance(v, str), "text")),
+    "versions": (lambda v: isinstance(v, dict), "versions by package"),
+}
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _plain(value: object, where: str) -> object:
+    """The value as JSON gives it back."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(v, f"{where}.{key}") for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, type):
+        do = "Register it with layerzoo.register_layer and build the model by its name."
+        raise bad_value(where, got=f"the class {value.__name__}", expected="a name", do=do)
+    if type(value) not in (str, int, float, bool, type(None)):
+        expected = "text, a number, a list or a dict with text keys"
+        raise bad_value(where, got=type(value).__name__, expected=expected, do="Pass plain values.")
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise bad_value(where, got=value, expected="a finite number", do="Leave it out, or find out why it is not.")
+    return value
+
+
+def _weights(model: nn.Module) -> bytes:
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            do = "Nothing was written; train with a lower learning rate."
+            raise bad_value(f"tensor {name}", got="values that are not finite", expected="finite weights", do=do)
+    return save(tensors, metadata={"format": "pt"})
+
+
+def _check_tensors(got: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
+    for name in sorted(got.keys() | expected.keys()):
+        there, wanted = _describe(got.get(name)), _describe(expected.get(name))
+        if there != wanted:
+            raise refused(f"{where}: tensor {name}", got=there, expected=wanted, do=f"Check that {CONFIG} is that of these weights.")
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "no such tensor" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _leftovers(target: Path) -> Iterator[tuple[Path, int, str]]:
+    """Hidden folders of saves to this target from this host: path, process id, "new" or "old"."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(new|old)-{re.escape(socket.gethostname())}-(\d{{1,9}})")
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        if match := pattern.fullmatch(path.name):
+            yield path, int(match[2]), match[1]
+
+
+def _sweep(target: Path) -> None:
+    for path, process, state in [*_leftovers(target)]:
+        if process != os.getpid() and _is_alive(process):
+            continue
+        if state == "old" and not os.path.lexists(target):
+            with suppress(FileNotFoundError):  # another process put it back first
+                os.rename(path, target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

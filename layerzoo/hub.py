@@ -1,0 +1,264 @@
+"""Checkpoints by name, folder or address. Only the four files of a checkpoint cross, each verified by SHA-256 on the way.
+
+`checkpoints/index.json` pins each published name to the SHA-256 of its manifest, and the manifest pins the files. What is pulled
+lies in $LAYERZOO_CACHE, else in the user's cache folder. LAYERZOO_OFFLINE=1 opens no connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerzoo import checkpoint
+from layerzoo.checkpoint import FILES, LARGEST, MANIFEST, from_json, parse_manifest, refused, staged, to_json, verify_checkpoint, write_synced
+from layerzoo.errors import DataRefused, Refusal, bad_value, unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ROOT = Path(__file__).parent
+_SHIPPED = _ROOT.parent / "checkpoints" if (_ROOT.parent / "pyproject.toml").is_file() else _ROOT / "_checkpoints"
+_INDEX, _FORMAT = "index.json", 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TIMEOUT = 30.0  # seconds without a byte
+_SLOWEST = 10_000  # bytes per second over a whole file
+_CHUNK = 2**20
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_CHECK = "Check the address, or try again later."
+
+
+def load(address: str | Path) -> nn.Module:
+    """The model of a checkpoint, in eval mode on the CPU, with its manifest (classes, mean, std, metrics) as `.manifest`.
+
+    Args:
+        address: a name of `list_checkpoints()`, "name@sha256" with 8 or more digits of its manifest's hash, a folder,
+            "https://..." of such a folder, or "hf://org/repo[@revision]".
+    Raises:
+        ValueError: for an unknown name, an address that does not answer, or files that are not what they should be.
+    """
+    return checkpoint.load_checkpoint(pull(address))
+
+
+def pull(address: str | Path) -> Path:
+    """The verified folder of a checkpoint on this machine; arguments and errors as for `load`."""
+    address = str(address)
+    if re.match("[a-z0-9+]+://", address):
+        return _fetch(address)
+    name, pinned, pin = address.partition("@")
+    if name in list_checkpoints():
+        return _pull_published(name, pin if pinned else None)
+    if "/" not in address and not Path(address).exists():
+        raise unknown_name("checkpoint", address, list_checkpoints(), "layerzoo.list_checkpoints()")
+    verify_checkpoint(address)
+    return Path(address)
+
+
+def list_checkpoints() -> list[str]:
+    """Names of the published checkpoints, sorted: those of the index in $LAYERZOO_CHECKPOINTS, else of those that come with layerzoo."""
+    return sorted(_read_index(_root()))
+
+
+def published(name: str) -> dict:
+    """What the index says of a name: manifest_sha256, sources, model, recipe, metrics, bytes. Raises ValueError for an unknown name."""
+    entries = _read_index(_root())
+    if name not in entries:
+        raise unknown_name("checkpoint", name, entries, "layerzoo.list_checkpoints()")
+    return entries[name]
+
+
+def publish(folder: str | Path, name: str, root: str | Path) -> dict:
+    """Copy a verified folder to root/name and enter it in root/index.json. A name never changes its content. One process at a time.
+
+    Returns:
+        The entry.
+    Raises:
+        ValueError: for a folder that does not verify, a name that is not plain, or one already published with other content.
+    """
+    source, root = Path(folder), Path(root)
+    if not _NAME.fullmatch(name):
+        raise bad_value("checkpoint name", got=repr(name), expected="letters, digits, '.', '_' and '-'", do="Choose a plain name.")
+    manifest, digest = verify_checkpoint(source), _manifest_sha256(source)
+    entries = _read_index(root) if (root / _INDEX).exists() else {}
+    if entries.get(name, {}).get("manifest_sha256", digest) != digest:
+        raise bad_value("checkpoint name", got=f"{name!r}, published with other content", expected="a new name", do="Choose another name.")
+    if not _is_valid(root / name, digest):
+        with staged(root / name) as temp:
+            for file in (*FILES, MANIFEST):
+                write_synced(temp / file, (source / file).read_bytes())
+    entry = {
+        "manifest_sha256": digest, "sources": [name], "model": manifest["model"], "recipe": manifest["recipe_name"],
+        "metrics": manifest["metrics"], "bytes": sum(file["bytes"] for file in manifest["files"].values())}
+    temp = root / f".{_INDEX}.{os.getpid()}"
+    temp.unlink(missing_ok=True)  # of a process that died and had this number
+    write_synced(temp, to_json({"format": _FORMAT, "checkpoints": entries | {name: entry}}))
+    os.replace(temp, root / _INDEX)
+    return entry
+
+
+def _pull_published(name: str, pin: str | None) -> Path:
+    """From the first source that has it; the cache comes first."""
+    entry = published(name)
+    digest = entry["manifest_sha256"]
+    if pin is not None and not (re.fullmatch("[0-9a-f]{8,64}", pin) and digest.startswith(pin)):
+        raise bad_value(f"{name}@{pin}", got=f"a pin that is not that of {digest}", expected="8 or more of its first digits", do="Correct the pin.")
+    if _is_valid(_cache() / digest, digest):
+        return _cache() / digest
+    failed = []
+    for source in entry["sources"]:
+        try:
+            return _fetch(source, digest) if "://" in source else _checked(_root() / source, digest)
+        except DataRefused as error:
+            failed.append(f"{source} ({error})")
+    raise refused(f"checkpoint {name}", got=" and ".join(failed), expected="one source that has it", do="Try later, or mend the index.")
+
+
+def _checked(folder: Path, digest: str | None) -> Path:
+    verify_checkpoint(folder)
+    _check_digest(folder, _manifest_sha256(folder), digest)
+    return folder
+
+
+def _fetch(address: str, digest: str | None = None) -> Path:
+    if address.startswith("hf://"):
+        return _fetch_from_hf(address, digest)
+    _check_address(address)
+    if _is_offline():
+        raise refused(address, got="LAYERZOO_OFFLINE=1", expected="a connection", do="Unset it, or give a folder or the name of a pulled checkpoint.")
+    base = address.rstrip("/")
+    data = _download_manifest(f"{base}/{MANIFEST}")
+    found = hashlib.sha256(data).hexdigest()
+    _check_digest(base, found, digest)
+    manifest = parse_manifest(data, f"{base}/{MANIFEST}")
+    target = _cache() / found
+    if _is_valid(target, found):
+        return target
+    try:
+        with staged(target, overwrite=target.exists()) as temp:  # what stands there was altered since it was pulled
+            for name in FILES:
+                _download_file(f"{base}/{name}", manifest["files"][name], temp / name)
+            write_synced(temp / MANIFEST, data)
+    except (OSError, Refusal):
+        if not _is_valid(target, found):  # else another process was first
+            raise
+    return target
+
+
+def _fetch_from_hf(address: str, digest: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = address.removeprefix("hf://").partition("@")
+    try:
+        folder = Path(snapshot_download(
+            repo, revision=revision or None, allow_patterns=[*FILES, MANIFEST], local_files_only=_is_offline()))
+    except OSError as error:
+        raise refused(address, got=str(error), expected="a repository that can be read", do=_CHECK) from error
+    return _checked(folder, digest)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_address(address: str) -> None:
+    parts = urllib.parse.urlsplit(address)
+    if not (parts.hostname and (parts.scheme == "https" or parts.scheme == "http" and parts.hostname in _LOOPBACK)):
+        raise bad_value("address", got=repr(address), expected="https:// or hf://", do="Only these are pulled from, also after a redirect.")
+
+
+def _download(url: str, largest: int) -> Iterator[bytes]:
+    """The body in pieces, and never more than one piece beyond `largest` bytes; ends in limited time whatever the server does."""
+    deadline = time.monotonic() + _TIMEOUT + largest / _SLOWEST
+    try:
+        with urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT) as response:
+            while (piece := response.read1(_CHUNK)) and largest >= 0:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"less than {_SLOWEST} bytes per second")
+                largest -= len(piece)
+                yield piece
+    except (OSError, HTTPException) as error:
+        raise refused(url, got=str(error), expected="a file of a checkpoint", do=_CHECK) from error
+
+
+def _download_manifest(url: str) -> bytes:
+    data = b"".join(_download(url, LARGEST[MANIFEST]))
+    if len(data) > LARGEST[MANIFEST]:
+        raise refused(url, got=f"more than {LARGEST[MANIFEST]} bytes", expected="a manifest", do=_CHECK)
+    return data
+
+
+def _download_file(url: str, stated: dict, path: Path) -> None:
+    size, digest = 0, hashlib.sha256()
+    with open(path, "xb") as file:
+        for piece in _download(url, stated["bytes"]):
+            size += len(piece)
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    if size != stated["bytes"]:
+        got = f"{size} bytes" if size < stated["bytes"] else f"more than {stated['bytes']} bytes"
+        raise refused(url, got=got, expected=f"{stated['bytes']}, as {MANIFEST} states", do=_CHECK)
+    if digest.hexdigest() != stated["sha256"]:
+        got, expected = f"SHA-256 {digest.hexdigest()[:12]}...", f"{stated['sha256'][:12]}..., as {MANIFEST} states"
+        raise refused(url, got=got, expected=expected, do=_CHECK)
+
+
+def _is_valid(folder: Path, digest: str) -> bool:
+    """Whether this verified checkpoint stands there."""
+    try:
+        verify_checkpoint(folder)
+    except DataRefused:
+        return False
+    return _manifest_sha256(folder) == digest
+
+
+def _manifest_sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def _check_digest(where: object, found: str, digest: str | None) -> None:
+    if found != (digest or found):
+        got, expected = f"a manifest with SHA-256 {found[:12]}...", f"{digest[:12]}..., as the index states"
+        raise refused(where, got=got, expected=expected, do=_CHECK)
+
+
+def _root() -> Path:
+    return Path(os.environ.get("LAYERZOO_CHECKPOINTS") or _SHIPPED)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("LAYERZOO_CACHE") or Path(base, "layerzoo")).expanduser() / "checkpoints"
+
+
+def _is_offline() -> bool:
+    return os.environ.get("LAYERZOO_OFFLINE", "0") not in ("", "0")
+
+
+def _read_index(root: Path) -> dict[str, dict]:
+    path = root / _INDEX
+    if not path.is_file():
+        raise refused(path, got="no file", expected="an index of checkpoints", do="Set LAYERZOO_CHECKPOINTS to a folder that has one, or unset it.")
+    index = from_json(path.read_bytes(), path)
+    if index.get("format") != _FORMAT or not isinstance(index.get("checkpoints"), dict):
+        raise refused(path, got=f"format {index.get('format')!r}", expected=f"format {_FORMAT} with checkpoints", do="Upgrade layerzoo.")
+    for name, entry in index["checkpoints"].items():
+        if not (_NAME.fullmatch(name) and _is_entry(entry)):
+            expected = "a plain name with the manifest's SHA-256 and sources that are addresses or folders beside the index"
+            raise refused(path, got=f"the entry {name!r}", expected=expected, do="Correct it.")
+    return index["checkpoints"]
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and bool(re.fullmatch("[0-9a-f]{64}", str(entry.get("manifest_sha256")))) and isinstance(
+        entry.get("sources"), list) and all(isinstance(s, str) and (re.match(r"(https?|hf)://", s) or _NAME.fullmatch(s)) for s in entry["sources"])
