@@ -32,7 +32,7 @@ def layer_card(name: str) -> Card:
     return LAYERS.card(name)
 
 
-def create_layer(name: str | dict | type, dim: int, **options) -> Layer:
+def create_layer(name: str | dict | type, dim: int, **options: object) -> Layer:
     """A layer (B, C, H, W) -> (B, C, H, W) with C = dim; token layers also take (B, N, C).
 
     Args:

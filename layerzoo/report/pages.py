@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import layerzoo as lz
@@ -35,8 +36,9 @@ def page(room: Room, name: str, twins: Path) -> str:
         "verified against a slow twin": _yes(verified)}
     table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())])
     summary = inspect.getdoc(importlib.import_module(cls.__module__))
-    signature = f"{cls.__name__}{inspect.signature(cls)}".replace("'", "")
-    parts = [f"# {name}", summary, f"```python\n{signature}\n```", _doctest_as_code(inspect.getdoc(cls)), "## Card", table]
+    signature = f"{cls.__name__}{inspect.signature(cls)}".replace("'", "").replace("(", "(\n    ", 1)
+    signature = re.sub(r", (?=\*|\w+:)", ",\n    ", signature)
+    parts = [f"# {name}", summary, _as_markdown(inspect.getdoc(cls)), f"```python\n{signature}\n```", "## Card", table]
     if room.folder in ("layers", "ffn"):
         parts += ["## Measured cost", cost_table(room, name)]
     return "\n\n".join(parts) + "\n"
@@ -69,16 +71,20 @@ def _yes(flag: bool) -> str:
     return "yes" if flag else "no"
 
 
-def _doctest_as_code(text: str) -> str:
-    """Indent-free docstring whose >>> lines stand in a fenced block."""
-    lines, inside = [], False
+def _as_markdown(text: str) -> str:
+    """A docstring with its arguments as a list and its >>> lines in a fenced block."""
+    lines, fenced = [], False
     for line in text.splitlines():
+        argument = re.match(r" {4}(\w+): (.+)", line)
         starts = line.strip().startswith(">>>")
-        if starts and not inside:
+        if starts and not fenced:
             lines += ["", "```pycon"]
-            inside = True
-        elif inside and not line.strip():
+            fenced = True
+        elif fenced and not line.strip():
             lines += ["```"]
-            inside = False
-        lines.append(line.strip() if inside else line)
-    return "\n".join([*lines, "```"] if inside else lines)
+            fenced = False
+        if argument and not fenced:
+            lines += [*([""] if lines and not lines[-1].startswith("- ") else []), f"- `{argument[1]}`: {argument[2]}"]
+        else:
+            lines.append(line.strip() if fenced else line)
+    return "\n".join([*lines, "```"] if fenced else lines)

@@ -43,8 +43,7 @@ def twin(layer, tokens, grid, mask=None):
                 kernel = layer.conv.weight[h, 0, :, 0]
                 reach = len(kernel) // 2
                 y = y + torch.stack([
-                    sum((kernel[j - i + reach] * v[real.index(j)] for j in real if abs(j - i) <= reach), torch.zeros(d, dtype=tokens.dtype))
-                    for i in real])
+                    sum(kernel[s - r + reach] * v[s] for s in range(len(real)) if abs(s - r) <= reach) for r in range(len(real))])
             columns = torch.zeros(length, d, dtype=tokens.dtype).index_put((torch.tensor(real),), y)
             heads = torch.cat([heads[:, : h * d], columns, heads[:, (h + 1) * d:]], 1)
         sample = heads @ layer.proj.weight.T + layer.proj.bias

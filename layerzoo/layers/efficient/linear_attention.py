@@ -57,7 +57,8 @@ class LinearAttention(HeadsLayer):
     def step(self, token: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One token (B, C) after those in `state`; None before the first. Equals the causal form, token by token."""
         q, k, v = (t.squeeze(2) for t in self.features(token.unsqueeze(1)))
-        y, state = recurrent_step(q, k, v, state, self.eps)
+        with no_autocast(token.device):
+            y, state = recurrent_step(q, k, v, state, self.eps)
         return self.merge(y.unsqueeze(2).to(token.dtype)).squeeze(1), state
 
     def features(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,7 +32,8 @@ class Linformer(HeadsLayer):
         share_kv: F = E, the paper's key-value sharing; off.
         qkv_bias: bias in q, k, v; on, as in ViT.
 
-    **Raises**: ValueError for a grid that is not (H, W), num_landmarks below 1 and num_heads that do not divide dim.
+    **Raises**: ValueError for a grid that is not (H, W), num_landmarks below 1, num_heads that do not divide dim, and in `forward`
+    for tokens of another number than the grid's without `grid=`.
 
     **Example**:
         >>> import torch, layerzoo as lz

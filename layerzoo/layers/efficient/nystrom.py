@@ -30,7 +30,8 @@ class Nystrom(HeadsLayer):
         conv_kernel: tokens seen by the depthwise convolution on V, odd, one kernel per head; 33, the paper's code; 0 = none.
         qkv_bias: bias in q, k, v; on, as in ViT.
 
-    **Raises**: ValueError for num_landmarks or num_iterations below 1, an even conv_kernel, and num_heads that do not divide dim.
+    **Raises**: ValueError for num_landmarks or num_iterations below 1, a conv_kernel that is neither odd nor 0, and
+    num_heads that do not divide dim.
 
     **Example**:
         >>> import torch, layerzoo as lz
@@ -56,7 +57,7 @@ class Nystrom(HeadsLayer):
         for what, given in (("num_landmarks", num_landmarks), ("num_iterations", num_iterations)):
             if given < 1:
                 raise bad_value(what, got=given, expected="a whole number >= 1", do="The paper's are 64 landmarks and 6 iterations.")
-        if conv_kernel and conv_kernel % 2 == 0:
+        if conv_kernel and (conv_kernel < 0 or conv_kernel % 2 == 0):
             raise bad_value("conv_kernel", got=conv_kernel, expected="an odd number of tokens, or 0 for none", do="Choose one such as 33.")
         self.num_landmarks, self.num_iterations = num_landmarks, num_iterations
         self.conv = None
@@ -64,6 +65,16 @@ class Nystrom(HeadsLayer):
             self.conv = nn.Conv2d(self.num_heads, self.num_heads, (conv_kernel, 1), padding=(conv_kernel // 2, 0), groups=self.num_heads, bias=False)
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return self.merge(self.mix_heads(tokens, None))
+        # the sequence is that of the real tokens: padding anywhere moves no landmark and no place under the convolution
+        order = (~mask).int().argsort(dim=1, stable=True).unsqueeze(-1).expand_as(tokens)
+        real = torch.arange(mask.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
+        y = self.merge(self.mix_heads(tokens.gather(1, order), real))
+        return torch.zeros_like(y).scatter(1, order, y)
+
+    def mix_heads(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Heads (B, h, N, d) of tokens (B, N, C) whose real ones come first."""
         q, k, v = self.split(tokens)
         if mask is not None:
             v = v * mask[:, None, :, None]
@@ -75,7 +86,7 @@ class Nystrom(HeadsLayer):
             inverse = pseudo_inverse(landmark_kernel(*full_precision(q_mean, k_mean), used), self.num_iterations)
             summary = (inverse @ summary.to(inverse.dtype)).to(v.dtype)
         y = attend(q, k_mean, summary, used)
-        return self.merge(y if self.conv is None else y + self.conv(v))
+        return y if self.conv is None else y + self.conv(v)
 
 
 def segment_means(mask: Tensor | None, count: int, like: Tensor) -> Tensor:

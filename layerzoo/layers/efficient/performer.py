@@ -47,7 +47,8 @@ class Performer(HeadsLayer):
         title="Performer (FAVOR+)", paper="2009.14794", year=2020, cost=(1, 1), causal=True, symmetry="permutation",
         sizes={"tiny": {"dim": 8, "num_heads": 2, "num_features": 6}, "base": {"dim": 64, "num_heads": 4},
                "odd": {"dim": 15, "num_heads": 3, "num_features": 7}},
-        limit={"equals": "mhsa", "options": {"eps": 0.0}, "sweep": "num_features", "values": [256, 1024, 4096, 16384], "rate": 0.5, "grid": (4, 6)},
+        limit={"equals": "mhsa", "options": {"eps": 0.0, "num_heads": 4}, "equals_options": {"num_heads": 4}, "grid": (4, 6),
+               "sweep": "num_features", "values": [64, 256, 1024], "rate": 0.5},
         differs="redraw() draws new features when called, not by itself; causal keys are scaled by a constant, not by their largest")
 
     def __init__(
@@ -71,7 +72,9 @@ class Performer(HeadsLayer):
     def step(self, token: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One token (B, C) after those in `state`; None before the first. Equals the causal form, token by token."""
         q, k, v = full_precision(*self.split(token.unsqueeze(1)))
-        y, state = recurrent_step(*(t.squeeze(2) for t in (self.query_features(q), self.key_features(k, None), v)), state, _TINY)
+        with no_autocast(token.device):
+            q, k = self.query_features(q), self.key_features(k, None)
+            y, state = recurrent_step(q.squeeze(2), k.squeeze(2), v.squeeze(2), state, _TINY)
         return self.merge(y.unsqueeze(2).to(token.dtype)).squeeze(1), state
 
     @torch.no_grad()

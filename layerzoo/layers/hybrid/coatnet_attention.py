@@ -26,7 +26,8 @@ class CoAtNetAttention(HeadsLayer):
         qkv_bias: bias in q, k, v; on, as in the paper's code.
         dropout: probability of dropping an attention weight; 0, the paper's.
 
-    **Raises**: ValueError for a grid that is not (H, W) and for num_heads that do not divide dim.
+    **Raises**: ValueError for a grid that is not (H, W), num_heads that do not divide dim, and in `forward` for tokens of another
+    number than the grid's without `grid=`.
 
     **Example**:
         >>> import torch, layerzoo as lz

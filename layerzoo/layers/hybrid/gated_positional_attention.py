@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from layerzoo.card import Card
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.attention import attend
+from layerzoo.ops.linear_recurrence import full_precision
 
 
 class GatedPositionalAttention(HeadsLayer):
@@ -29,7 +30,7 @@ class GatedPositionalAttention(HeadsLayer):
         locality_strength: a, in 1 / places^2; 1, the paper's.
         qkv_bias: bias in q, k, v; off, the paper's.
 
-    **Raises**: ValueError for num_heads that do not divide dim.
+    **Raises**: ValueError for num_heads that do not divide dim, and in `forward` for tokens without `grid=`.
 
     **Example**:
         >>> import torch, layerzoo as lz
@@ -54,9 +55,10 @@ class GatedPositionalAttention(HeadsLayer):
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         q, k, v = self.split(tokens)
-        scores = torch.einsum("hr,qkr->hqk", self.offset_score, offsets(grid, self.offset_score))
+        places = masked_softmax(offset_scores(self.offset_score, grid), mask).to(v.dtype)
         share = self.gate.sigmoid()[:, None, None].to(v.dtype)
-        return self.merge((1 - share) * attend(q, k, v, mask) + share * (masked_softmax(scores, mask).to(v.dtype) @ v))
+        # einsum, since matmul would copy the weights for each sample
+        return self.merge((1 - share) * attend(q, k, v, mask) + share * torch.einsum("bhqk,bhkd->bhqd", places, v))
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -67,12 +69,12 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
 
 
-def offsets(grid: tuple[int, int], like: Tensor) -> Tensor:
-    """(N, N, 3): columns, rows and their squared length from each place to each other."""
-    place = torch.arange(grid[0] * grid[1], device=like.device)
-    row, column = place // grid[1], place % grid[1]
-    dx, dy = column[None] - column[:, None], row[None] - row[:, None]
-    return torch.stack((dx, dy, dx**2 + dy**2), -1).to(like.dtype)
+def offset_scores(weight: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(h, N, N): u . (dx, dy, dx^2 + dy^2), the sum of a score of rows and one of columns; not in float16, where squares overflow."""
+    x, y, square = full_precision(weight)[0].T[:, :, None, None]
+    dy, dx = (torch.arange(n, device=weight.device) - torch.arange(n, device=weight.device)[:, None] for n in grid)
+    rows, columns = y * dy + square * dy**2, x * dx + square * dx**2
+    return (rows[:, :, None, :, None] + columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
 
 
 def kernel_offsets(num_heads: int) -> Tensor:
