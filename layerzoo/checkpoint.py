@@ -119,9 +119,9 @@ def parse_manifest(data: bytes, where: object) -> dict:
         ValueError: for malformed JSON, an unknown format, altered content or fields of the wrong type.
     """
     manifest = from_json(data, where)
-    if manifest.get("format") != FORMAT:
+    if (version := _short(manifest.get("format"))) != str(FORMAT):  # as text, for True == 1
         do = "Read it with the version of layerzoo that wrote it."
-        raise refused(where, got=f"format {_short(manifest.get('format'))}", expected=f"format {FORMAT}", do=do)
+        raise refused(where, got=f"format {version}", expected=f"format {FORMAT}", do=do)
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != hashlib.sha256(to_json(rest)).hexdigest() or data != to_json(manifest):
         raise refused(where, got="altered content", expected="content with the SHA-256 it states")
@@ -165,7 +165,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def to_json(value: object) -> bytes:
-    """The one way a value is written."""
+    """The one way a value is written; manifests are compared with it byte for byte."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -296,10 +296,8 @@ def _sweep(target: Path) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
     return True
 
 

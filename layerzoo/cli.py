@@ -11,6 +11,7 @@ import inspect
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _OWN_OPTIONS = ("--help", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes")
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
-_NOISE = (r".*srun.*", r".*litlogger.*", r".*LeafSpec.*", r".*does not have many workers.*")
+_NOISE = (r".*srun.*", r".*smaller than the logging interval.*", r".*litlogger.*", r".*LeafSpec.*", r".*does not have many workers.*")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,7 +130,7 @@ def _fit(args: argparse.Namespace) -> None:
     from layerzoo.train import run
 
     result = run.fit(recipe, recipe_name=name, resume=args.resume)
-    _say(f"{_metrics(result.metrics)}\nrun   {result.folder}\nnext  layerzoo predict IMAGE --checkpoint {result.checkpoint}")
+    _say(f"{_metrics(result.metrics)}\nrun   {result.folder}\nnext  layerzoo predict IMAGE --checkpoint {shlex.quote(str(result.checkpoint))}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -234,7 +235,7 @@ def _predict(args: argparse.Namespace) -> None:
         inputs, count = args.inputs, 3
     top = probabilities.topk(min(count, len(classes)))
     for name, shares, places in zip(inputs, top.values.tolist(), top.indices.tolist()):
-        print(name, *(f"{classes[k]} {share:.4f}" for share, k in zip(shares, places)), sep="\t")
+        print(name, *(f"{classes[k]}\t{share:.4f}" for share, k in zip(shares, places)), sep="\t")
 
 
 def classify_images(model: nn.Module, paths: list[str]) -> Tensor:
@@ -306,7 +307,7 @@ def _copy(args: argparse.Namespace) -> None:
     if not destination.parent.is_dir():
         raise bad_value("destination", got=destination, expected="a file in a folder that exists", do=f"Create {destination.parent} first.")
     shutil.copyfile(source, destination)
-    print(f"{destination}\nnext  layerzoo fit {destination}")
+    print(f"{destination}\nnext  layerzoo fit {shlex.quote(str(destination))}")
 
 
 def _check(args: argparse.Namespace) -> int:

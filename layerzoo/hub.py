@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerzoo import checkpoint
-from layerzoo.checkpoint import FILES, LARGEST, MANIFEST, from_json, parse_manifest, refused, staged, to_json, verify_checkpoint, write_synced
+from layerzoo.checkpoint import FILES, LARGEST, MANIFEST, refused, staged, verify_checkpoint, write_synced
 from layerzoo.errors import DataRefused, Refusal, bad_value, unknown_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parent
 _SHIPPED = _ROOT.parent / "checkpoints" if (_ROOT.parent / "pyproject.toml").is_file() else _ROOT / "_checkpoints"
 _INDEX, _FORMAT = "index.json", 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"(?!index\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TIMEOUT = 30.0  # seconds without a byte
 _SLOWEST = 10_000  # bytes per second over a whole file
 _CHUNK = 2**20
@@ -52,22 +52,23 @@ def pull(address: str | Path) -> Path:
     address = str(address)
     if re.match("[a-z0-9+]+://", address):
         return _fetch(address)
+    if "/" in address:
+        return _checked(Path(address), None)
     name, pinned, pin = address.partition("@")
     if name in list_checkpoints():
         return _pull_published(name, pin if pinned else None)
-    if "/" not in address and not Path(address).exists():
-        raise unknown_name("checkpoint", address, list_checkpoints(), "layerzoo.list_checkpoints()")
-    verify_checkpoint(address)
-    return Path(address)
+    if Path(address).exists():
+        return _checked(Path(address), None)
+    raise unknown_name("checkpoint", address, list_checkpoints(), "layerzoo.list_checkpoints()")
 
 
 def list_checkpoints() -> list[str]:
-    """Names of the published checkpoints, sorted: those of the index in $LAYERZOO_CHECKPOINTS, else of those that come with layerzoo."""
+    """Names of the published checkpoints, sorted: of the index in $LAYERZOO_CHECKPOINTS, else of layerzoo's own."""
     return sorted(_read_index(_root()))
 
 
 def published(name: str) -> dict:
-    """What the index says of a name: manifest_sha256, sources, model, recipe, metrics, bytes. Raises ValueError for an unknown name."""
+    """What the index says: manifest_sha256, sources, model, recipe, metrics, bytes. Raises ValueError for an unknown name."""
     entries = _read_index(_root())
     if name not in entries:
         raise unknown_name("checkpoint", name, entries, "layerzoo.list_checkpoints()")
@@ -87,18 +88,20 @@ def publish(folder: str | Path, name: str, root: str | Path) -> dict:
         raise bad_value("checkpoint name", got=repr(name), expected="letters, digits, '.', '_' and '-'", do="Choose a plain name.")
     manifest, digest = verify_checkpoint(source), _manifest_sha256(source)
     entries = _read_index(root) if (root / _INDEX).exists() else {}
-    if entries.get(name, {}).get("manifest_sha256", digest) != digest:
+    known = entries.get(name, {})
+    if known.get("manifest_sha256", digest) != digest:
         raise bad_value("checkpoint name", got=f"{name!r}, published with other content", expected="a new name", do="Choose another name.")
     if not _is_valid(root / name, digest):
         with staged(root / name) as temp:
             for file in (*FILES, MANIFEST):
                 write_synced(temp / file, (source / file).read_bytes())
+    sources = list(dict.fromkeys([name, *known.get("sources", ())]))
     entry = {
-        "manifest_sha256": digest, "sources": [name], "model": manifest["model"], "recipe": manifest["recipe_name"],
+        "manifest_sha256": digest, "sources": sources, "model": manifest["model"], "recipe": manifest["recipe_name"],
         "metrics": manifest["metrics"], "bytes": sum(file["bytes"] for file in manifest["files"].values())}
-    temp = root / f".{_INDEX}.{os.getpid()}"
-    temp.unlink(missing_ok=True)  # of a process that died and had this number
-    write_synced(temp, to_json({"format": _FORMAT, "checkpoints": entries | {name: entry}}))
+    temp = root / f".{_INDEX}.new"
+    temp.unlink(missing_ok=True)  # of a publication that died
+    write_synced(temp, checkpoint.to_json({"format": _FORMAT, "checkpoints": entries | {name: entry}}))
     os.replace(temp, root / _INDEX)
     return entry
 
@@ -108,7 +111,8 @@ def _pull_published(name: str, pin: str | None) -> Path:
     entry = published(name)
     digest = entry["manifest_sha256"]
     if pin is not None and not (re.fullmatch("[0-9a-f]{8,64}", pin) and digest.startswith(pin)):
-        raise bad_value(f"{name}@{pin}", got=f"a pin that is not that of {digest}", expected="8 or more of its first digits", do="Correct the pin.")
+        got, expected = "a pin that does not fit", f"8 or more first digits of {digest}"
+        raise bad_value(f"{name}@{pin}", got=got, expected=expected, do="Correct it, or leave it out.")
     if _is_valid(_cache() / digest, digest):
         return _cache() / digest
     failed = []
@@ -117,7 +121,8 @@ def _pull_published(name: str, pin: str | None) -> Path:
             return _fetch(source, digest) if "://" in source else _checked(_root() / source, digest)
         except DataRefused as error:
             failed.append(f"{source} ({error})")
-    raise refused(f"checkpoint {name}", got=" and ".join(failed), expected="one source that has it", do="Try later, or mend the index.")
+    got = "; ".join(failed) or "no source"
+    raise refused(f"checkpoint {name}", got=got, expected="one source that has it", do="Try again later, or correct the index.")
 
 
 def _checked(folder: Path, digest: str | None) -> Path:
@@ -131,12 +136,12 @@ def _fetch(address: str, digest: str | None = None) -> Path:
         return _fetch_from_hf(address, digest)
     _check_address(address)
     if _is_offline():
-        raise refused(address, got="LAYERZOO_OFFLINE=1", expected="a connection", do="Unset it, or give a folder or the name of a pulled checkpoint.")
+        raise refused(address, got="LAYERZOO_OFFLINE=1", expected="a connection", do="Unset it, or give a folder or a name once pulled.")
     base = address.rstrip("/")
     data = _download_manifest(f"{base}/{MANIFEST}")
     found = hashlib.sha256(data).hexdigest()
     _check_digest(base, found, digest)
-    manifest = parse_manifest(data, f"{base}/{MANIFEST}")
+    manifest = checkpoint.parse_manifest(data, f"{base}/{MANIFEST}")
     target = _cache() / found
     if _is_valid(target, found):
         return target
@@ -248,8 +253,9 @@ def _is_offline() -> bool:
 def _read_index(root: Path) -> dict[str, dict]:
     path = root / _INDEX
     if not path.is_file():
-        raise refused(path, got="no file", expected="an index of checkpoints", do="Set LAYERZOO_CHECKPOINTS to a folder that has one, or unset it.")
-    index = from_json(path.read_bytes(), path)
+        do = "Set LAYERZOO_CHECKPOINTS to a folder that has one, or unset it."
+        raise refused(path, got="no file", expected="an index of checkpoints", do=do)
+    index = checkpoint.from_json(path.read_bytes(), path)
     if index.get("format") != _FORMAT or not isinstance(index.get("checkpoints"), dict):
         raise refused(path, got=f"format {index.get('format')!r}", expected=f"format {_FORMAT} with checkpoints", do="Upgrade layerzoo.")
     for name, entry in index["checkpoints"].items():
@@ -260,5 +266,7 @@ def _read_index(root: Path) -> dict[str, dict]:
 
 
 def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and bool(re.fullmatch("[0-9a-f]{64}", str(entry.get("manifest_sha256")))) and isinstance(
-        entry.get("sources"), list) and all(isinstance(s, str) and (re.match(r"(https?|hf)://", s) or _NAME.fullmatch(s)) for s in entry["sources"])
+    if not isinstance(entry, dict) or not re.fullmatch("[0-9a-f]{64}", str(entry.get("manifest_sha256"))):
+        return False
+    sources = entry.get("sources")
+    return isinstance(sources, list) and all(isinstance(s, str) and (re.match("(https?|hf)://", s) or _NAME.fullmatch(s)) for s in sources)

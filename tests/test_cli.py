@@ -5,8 +5,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from layerzoo import cli
 from layerzoo.registry import LAYERS
@@ -168,13 +171,16 @@ def test_usage_errors(capsys, words, message):
 
 def test_overrides_are_split_from_a_verbs_own_words():
     typed = ["fit", "--model.layer", "nystrom", "q", "--seed=-1", "--resume", "auto", "--meta.command=a=b", "--task.x", "-2"]
-    assert cli._split(cli._parser(), typed) == (["fit", "q", "--resume", "auto"], ["model.layer=nystrom", "seed=-1", "meta.command=a=b", "task.x=-2"])
+    words, overrides = cli._split(cli._parser(), typed)
+    assert words == ["fit", "q", "--resume", "auto"]
+    assert overrides == ["model.layer=nystrom", "seed=-1", "meta.command=a=b", "task.x=-2"]
 
 
 BUILD = {
     "unknown optimiser": (["task.optimizer.name=sdg"], "quickstart: task.optimizer\n  got: optimizer: got 'sdg', expected a known name"),
     "optimiser option": (
-        ["task.optimizer.options.epz=1"], "quickstart: task.optimizer\n  got: option of adamw: got 'epz', expected a known name such as eps"),
+        ["task.optimizer.options.epz=1"],
+        "quickstart: task.optimizer\n  got: option of adamw: got 'epz', expected a known name such as eps"),
     "heads": (["model.layer={name: mhsa, num_heads: 7}"], "quickstart: model\n  got: num_heads: got 7, expected a divisor of dim=32."),
     "stages": (["model.layer=[mhsa]"], "quickstart: model\n  got: layer: got 1 entries, expected one per stage"),
     "class": (
@@ -217,9 +223,8 @@ def test_exit_codes(capsys, monkeypatch):
     assert code(bad_value("a", got="b", expected="c", do="D."))[::2] == (2, "a: got b, expected c. D.\n")
     assert code(bad_value("a", got="b", expected="c", do="D.", kind=DataRefused))[0] == 65
     assert code(RecipeRefused("f", "k", got="b", expected="c", do="D."))[::2] == (77, "f: k\n  got: b\n  expected: c\n  do: D.\n")
-    assert code(OSError(28, "No space left on device", "x"))[::2] == (
-        74, "storage: got [Errno 28] No space left on device: 'x', expected a place to write. "
-        "Free space, or name another folder: --runs PATH.\n")
+    full, _, message = code(OSError(28, "No space left on device", "x"))
+    assert full == 74 and message.startswith("storage: got [Errno 28] No space left on device: 'x', expected a place to write. Free space")
     assert code(KeyboardInterrupt())[0] == 130
     assert code(FloatingPointError("training loss at step 3 is nan."))[::2] == (1, "training loss at step 3 is nan.\n")
     for fault in (RuntimeError("x"), ValueError("x"), FileNotFoundError(2, "x")):
@@ -246,35 +251,56 @@ def test_a_checkpoint_is_needed(capsys, tmp_path, monkeypatch):
     assert run(capsys, "predict", "a.png") == (2, "", refused)
 
 
-def test_the_whole_way(tmp_path):
+def test_published_checkpoints(capsys, tmp_path, monkeypatch):
+    """Listed with their numbers, shown, and used by name on images."""
+    import layerzoo as lz
+    from layerzoo.checkpoint import save_checkpoint
+    from layerzoo.hub import publish
+
+    model = lz.create_model("hybrid_nano", num_classes=3, img_size=32)
+    folder = save_checkpoint(
+        tmp_path / "run", model, classes=["ant", "bee", "fly"], mean=[0.5] * 3, std=[0.25] * 3, metrics={"test/top1": 0.5}, recipe=None)
+    publish(folder, "tiny", tmp_path / "published")
+    monkeypatch.setenv("LAYERZOO_CHECKPOINTS", str(tmp_path / "published"))
+    (row,) = json.loads(run(capsys, "list", "checkpoints", "--json")[1])
+    assert (row["name"], row["top-1"]) == ("tiny", 0.5) and len(row["sha256"]) == 16
+    assert "manifest_sha256" in run(capsys, "show", "tiny")[1]
+    image = Image.new("L", (50, 40), 128)
+    image.save(tmp_path / "grey.png")
+    code, out, _ = run(capsys, "predict", str(tmp_path / "grey.png"), str(tmp_path / "grey.png"), "--checkpoint", "tiny")
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and len(lines) == 2 and lines[0] == lines[1]
+    x = (torch.full((1, 3, 32, 32), 128 / 255) - 0.5) / 0.25
+    expected = model.eval()(x).softmax(1)[0].sort(descending=True)
+    assert lines[0][1::2] == [["ant", "bee", "fly"][k] for k in expected.indices]
+    assert [float(v) for v in lines[0][2::2]] == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+def test_the_whole_way(capsys, tmp_path, monkeypatch):
     """fit, test, validate and predict as typed: quiet, one line per epoch, the next command printed, the same metrics again."""
-    env = os.environ | {"WANDB_MODE": "disabled", "LAYERZOO_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-
-    def typed(*words):
-        command = [sys.executable, "-m", "layerzoo", *words]
-        return subprocess.run(command, check=False, cwd=tmp_path, env=env, capture_output=True, text=True)
-
-    short = ["--trainer.max_epochs", "2", "--data.train_fraction", "0.3"]
-    fitted = typed("fit", "quickstart", *short)
-    assert fitted.returncode == 0, fitted.stderr
-    assert fitted.stderr == ""
-    assert len(re.findall(r"^epoch \d/2  ", fitted.stdout, re.MULTILINE)) == 2
-    lines = dict(re.findall(r"^(test/top1|run|next) +(.+)$", fitted.stdout, re.MULTILINE))
-    assert lines["next"] == f"layerzoo predict IMAGE --checkpoint {lines['run']}/checkpoint"
-    tested = typed("test", "quickstart", *short)
-    assert re.search(r"^test/top1 +(.+)$", tested.stdout, re.MULTILINE)[1] == lines["test/top1"], tested.stderr
-    assert re.search(r"^val/top1 +(.+)$", typed("validate", "quickstart", *short).stdout, re.MULTILINE)
-    predicted = typed("predict", "quickstart", *short, "--checkpoint", f"{lines['run']}/checkpoint")
-    assert re.findall(r"^(\d+)\t(\d)\t([\d.]+)$", predicted.stdout, re.MULTILINE)[0][0] == "0"
-    from PIL import Image
     from sklearn.datasets import load_digits
 
-    Image.fromarray((load_digits().images[0] * 15.9).astype("uint8")).save(tmp_path / "zero.png")
-    one = typed("predict", "zero.png", "--checkpoint", f"{lines['run']}/checkpoint")
-    path, *top = one.stdout.strip().split("\t")
-    assert path == "zero.png" and len(top) == 6 and float(top[1]) >= float(top[3]) >= float(top[5]), one.stderr
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
-    refused = typed("predict", "broken.png", "--checkpoint", f"{lines['run']}/checkpoint")
-    assert refused.returncode == 65 and refused.stderr.startswith("image broken.png: got ")
-    assert typed("fit", "quickstart", *short, "--resume", lines["run"], "--task.optimizer.lr", "1").returncode == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    short = ["quickstart", "--trainer.max_epochs", "2", "--data.train_fraction", "0.3"]
+    command = [sys.executable, "-m", "layerzoo", "fit", *short]
+    fitted = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert (fitted.returncode, fitted.stderr) == (0, "")
+    assert len(re.findall(r"^epoch \d/2  ", fitted.stdout, re.MULTILINE)) == 2
+    lines = dict(re.findall(r"^(test/top1|run|next) +(.+)$", fitted.stdout, re.MULTILINE))
+    checkpoint = ["--checkpoint", f"{lines['run']}/checkpoint"]
+    assert lines["next"] == f"layerzoo predict IMAGE {' '.join(checkpoint)}"
+
+    tested = run(capsys, "test", *short)[1]
+    assert re.search(r"^test/top1 +(.+)$", tested, re.MULTILINE)[1] == lines["test/top1"]
+    assert re.search(r"^val/top1 +0\.\d{4}$", run(capsys, "validate", *short)[1], re.MULTILINE)
+    predicted = re.findall(r"^(\d+)\t(\d)\t0\.\d{4}$", run(capsys, "predict", *short)[1], re.MULTILINE)
+    assert [int(i) for i, _ in predicted] == list(range(355))
+    Image.fromarray((load_digits().images[0] * 15.9).astype("uint8")).save("zero.png")
+    path, *top = run(capsys, "predict", "zero.png", *checkpoint)[1].strip().split("\t")
+    assert path == "zero.png" and sorted(top[1::2], reverse=True) == top[1::2] and len(top) == 6
+    Path("broken.png").write_bytes(b"no image")
+    code, _, refused = run(capsys, "predict", "broken.png", *checkpoint)
+    assert code == 65 and refused.startswith("image broken.png: got ")
+    code, _, refused = run(capsys, "fit", *short, "--resume", lines["run"], "--task.optimizer.lr", "1")
+    assert code == 2 and "task.optimizer.lr is 1.0, in the run 0.002" in refused

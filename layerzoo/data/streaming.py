@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -104,12 +103,7 @@ class StreamLoader(Loader):
         many = self.num_workers > 0
         return DataLoader(
             self.stream, sampler=self.requests, batch_size=None, num_workers=self.num_workers, timeout=self.timeout if many else 0,
-            persistent_workers=many, pin_memory=self.feed.device.type == "cuda", worker_init_fn=_keep_inherited)
-
-
-def _keep_inherited(_: int) -> None:
-    """What a worker got by fork is not its to finalise: collecting the loader of an earlier run there prints tracebacks."""
-    gc.freeze()
+            persistent_workers=many, pin_memory=self.feed.device.type == "cuda")
 
 
 def create_transforms(config: AugmentConfig, size: int) -> tuple[Callable | None, Callable]:

@@ -63,6 +63,8 @@ class SequentialSet(ImageSet):
         """All images, filling in the labels. Raises DataRefused if there are more or fewer than the set says."""
         count = 0
         for image, label in self.dataset:
+            if label < 0:
+                raise bad_value(self.name(count), got="no label", expected="a class number", do="Use hfds/, which leaves unlabelled splits out.", kind=DataRefused)
             if count < len(self):
                 self.labels[count] = label
                 yield as_rgb(image, self.name(count))
@@ -102,13 +104,14 @@ def _open_torch(text: str, name: str) -> tuple[list[str], dict[str, ImageSet]]:
 def _open_hub(text: str, name: str) -> tuple[list[str], dict[str, ImageSet]]:
     import datasets
 
-    info = _attempt(text, lambda: datasets.load_dataset_builder(name).info)
+    found = _attempt(text, lambda: datasets.load_dataset(name))
+    features = next(iter(found.values())).features
     keys = {
-        key: next((k for k, feature in info.features.items() if isinstance(feature, kind)), default)
+        key: next((k for k, feature in features.items() if isinstance(feature, kind)), default)
         for key, kind, default in (("input_key", datasets.Image, "image"), ("target_key", datasets.ClassLabel, "label"))}
-    kind = HubSet if text.startswith("hfds/") else SequentialSet
-    more = {} if kind is HubSet else {"download": True}
-    return _open_splits(text, name, _attempt(text, lambda: datasets.get_dataset_split_names(name)), kind, **keys, **more)
+    if text.startswith("hfds/"):
+        return _open_splits(text, name, list(found), HubSet, **keys)
+    return _open_splits(text, name, list(found), SequentialSet, download=True, **keys)
 
 
 def _open_tensorflow(text: str, name: str) -> tuple[list[str], dict[str, ImageSet]]:

@@ -72,13 +72,6 @@ class Task(pl.LightningModule):
             seed = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1)[0]
             torch.manual_seed(int(seed))
 
-    def on_train_epoch_end(self) -> None:
-        # DDP agrees on running statistics before validation alone; all ranks are to test and save the same model
-        if self.trainer.world_size > 1:
-            for buffer in self.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
-
     def __setattr__(self, name: str, value: object) -> None:
         # Lightning sets a text 44 times a step; a plain attribute needs none of nn.Module's bookkeeping
         if name in self.__dict__ and (value is None or type(value) is str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,6 +15,18 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 _REMEDY = "Lower task.optimizer.lr, lengthen the warm-up, or set trainer.gradient_clip_val."
+
+
+@dataclass
+class Epoch:
+    """What was read in an epoch."""
+
+    losses: list[float] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"train/loss {sum(self.losses) / len(self.losses):.4f}  {self.images / self.seconds:.0f} images/s"
 
 
 class StepMeter(pl.Callback):
@@ -32,15 +45,14 @@ class StepMeter(pl.Callback):
     def __init__(self, every_n_steps: int):
         self.every_n_steps = every_n_steps
         self.losses, self.filled = torch.zeros(0), 0
-        self.metrics: dict[str, float] = {}
-        self.epoch_losses: list[float] = []
+        self.epoch = Epoch()
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.losses = torch.zeros(self.every_n_steps * trainer.accumulate_grad_batches, device=task.device)
         self.slots = self.losses.unbind()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self.epoch_losses = []
+        self.epoch = Epoch()
         self._restart(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: dict, batch: tuple, batch_idx: int) -> None:
@@ -70,12 +82,13 @@ class StepMeter(pl.Callback):
     def _read(self, trainer: pl.Trainer) -> None:
         losses = self._losses(trainer)
         self._check(trainer, losses)
-        self.epoch_losses += losses
-        self.metrics = {
+        images, seconds = self.images * trainer.world_size, time.perf_counter() - self.start
+        metrics = {
             "train/loss": sum(losses) / len(losses), "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "train/images_per_s": self.images * trainer.world_size / (time.perf_counter() - self.start)}
+            "train/images_per_s": images / seconds, "epoch": trainer.current_epoch}
         for logger in trainer.loggers:
-            logger.log_metrics({**self.metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step)
+        self.epoch = Epoch(self.epoch.losses + losses, self.epoch.images + images, self.epoch.seconds + seconds)
         self._restart(trainer)
 
     def _restart(self, trainer: pl.Trainer) -> None:
@@ -118,15 +131,11 @@ class Progress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         now = time.perf_counter()
-        losses = self.meter.epoch_losses
-        shown = {"train/loss": sum(losses) / max(1, len(losses))}
-        shown |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        rate = self.meter.metrics.get("train/images_per_s", 0.0)
-        text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        shown = "".join(f"  {name} {value:.4f}" for name, value in trainer.callback_metrics.items() if name.startswith("val/"))
         if self.bar is not None:
             self.bar.clear()
         if trainer.is_global_zero:
-            print(f"{text}  {rate:.0f} images/s  {now - self.seconds:.1f} s", flush=True)
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {self.meter.epoch}{shown}  {now - self.seconds:.1f} s", flush=True)
         self.seconds = now
 
     def on_train_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import logging
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from layerzoo.checkpoint import save_checkpoint, verify_checkpoint
@@ -31,6 +33,7 @@ from layerzoo.tasks.classify import Classify
 from layerzoo.train.callbacks import PredictionReport, Progress, StepMeter
 from layerzoo.train.folder import last_checkpoint, open_folder, versions
 from layerzoo.train.loggers import MetricsFile, create_wandb
+from layerzoo.train.saving import SafeCheckpointIO
 
 WHITENING_IMAGES = 5000
 
@@ -61,6 +64,7 @@ def fit(recipe: Recipe, *, recipe_name: str, resume: str = "never") -> RunResult
     Raises:
         ValueError: for options that do not go together, or a run to resume that is another recipe's.
         FloatingPointError: if the loss or the weights cease to be finite, naming the step.
+        SystemExit: with 143, if the process is asked to terminate.
     """
     folder, resumed = open_folder(recipe, recipe_name, resume)
     last, published = last_checkpoint(folder), folder / "checkpoint"
@@ -83,7 +87,10 @@ def fit(recipe: Recipe, *, recipe_name: str, resume: str = "never") -> RunResult
         _describe(recipe, data, price, trainer)
         for logger in loggers:
             logger.log_hyperparams({"recipe": resolved(recipe), "recipe_sha256": sha256(recipe), "cost": dataclasses.asdict(price), "versions": versions()})
-        trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None  # left alone it would end the process as a success
         trainer.callbacks.append(PredictionReport(data.classes, data.mean, data.std, folder, recipe.logging.wrong_predictions))
         metrics = trainer.test(task, datamodule=data, verbose=False)[0]
         if trainer.is_global_zero:
@@ -159,7 +166,7 @@ def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]
         logging.getLogger(name).setLevel(logging.WARNING)  # importing them sets INFO: devices, advertisements
     return pl.Trainer(
         **given, **(quiet | recipe.trainer.options), logger=loggers, callbacks=callbacks, enable_checkpointing=bool(callbacks),
-        use_distributed_sampler=False, enable_progress_bar=False)
+        use_distributed_sampler=False, enable_progress_bar=False, plugins=[SafeCheckpointIO()])
 
 
 def _callbacks(recipe: Recipe) -> list[pl.Callback]:
@@ -201,7 +208,8 @@ def _describe(recipe: Recipe, data: ImageData, price: Cost, trainer: pl.Trainer)
     parts = trainer.world_size * recipe.trainer.accumulate_grad_batches
     _say(f"data   {recipe.data.source}: {len(data.classes)} classes, {counts}")
     _say(f"model  {recipe.model.name}: {price}")
-    _say(f"batch  {recipe.data.batch_size} = {trainer.world_size} devices x {recipe.data.batch_size // parts} x {recipe.trainer.accumulate_grad_batches} accumulated")
+    accumulated = f" x {recipe.trainer.accumulate_grad_batches} accumulated" if recipe.trainer.accumulate_grad_batches > 1 else ""
+    _say(f"batch  {recipe.data.batch_size} = {trainer.world_size} x {trainer.strategy.root_device.type} x {recipe.data.batch_size // parts}{accumulated}")
 
 
 @rank_zero_only

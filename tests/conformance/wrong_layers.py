@@ -33,7 +33,7 @@ wrong_card("year of the card: got 2026, expected the year of arXiv 1706.03762", 
 wrong_card("year of the card: got 26, expected a year", "card", name="ShortYear", year=26)
 wrong_card("cost of the card: got (1,), expected two exponents", "card", "cost", name="TimeAlone", cost=(1,))
 wrong_card("symmetry of the card: got rotation", "card", "symmetry", name="Rotated", symmetry="rotation")
-wrong_card("sizes of the card: got ['tiny', 'base', 'odd', 'huge'], expected tiny", "card", name="Huge", sizes=SIZES | {"huge": {"dim": 64}})
+wrong_card("sizes of the card: got ['tiny', 'base', 'odd', 'huge']", "card", name="Huge", sizes=SIZES | {"huge": {"dim": 64}})
 wrong_card("cannot of the card: got [], expected 'mask' exactly where mask=False", "card", "mask", name="NoReason", mask=False)
 wrong_card("cannot of the card: got ['fly'], expected names of checks: card", "card", name="Wingless", cannot={"fly": "no wings"})
 wrong_card("cannot of the card: got {'batch': ''}, expected a reason for each", "card", "batch", name="EmptyReason", cannot={"batch": ""})

@@ -165,7 +165,7 @@ ARROWS = {
     "models": BASE | PART_ROOMS | {"models"},
     "tasks": BASE | PART_ROOMS | {"models", "tasks", "config"},
     "data": {"data", "config", "errors"},
-    "checkpoint": BASE | {"models", "model_card"}, "model_card": BASE,
+    "checkpoint": BASE | {"models", "model_card"},
     "hub": BASE | {"checkpoint", "models"},
 }
 HEAVY = {"lightning", "pytorch_lightning", "timm", "wandb", "torchvision", "torchmetrics", "matplotlib", "huggingface_hub", "jsonargparse"}

@@ -119,7 +119,7 @@ def test_one_line_per_epoch(capfd):
     fit([meter, Progress(meter)])
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
-    form = r"epoch 2/2  train/loss \d\.\d{4}  val/loss \d\.\d{4}  val/top1 0\.\d{4}  val/top5 \d\.\d{4}  \d+ images/s  \d+\.\d s"
+    form = r"epoch 2/2  train/loss \d\.\d{4}  \d+ images/s  val/loss \d\.\d{4}  val/top1 0\.\d{4}  val/top5 \d\.\d{4}  \d+\.\d s"
     assert re.fullmatch(form, lines[1])
 
 

@@ -1,0 +1,388 @@
+"""Checkpoints by name, folder and address, from servers that behave and servers that do not."""
+
+import hashlib
+import http.server
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+import layerzoo as lz
+from layerzoo import checkpoint, hub
+from layerzoo.checkpoint import CONFIG, FILES, LARGEST, MANIFEST, WEIGHTS, save_checkpoint
+from layerzoo.errors import DataRefused
+
+CHECK = "Check the address, or try again later."
+
+
+def refuses(message, kind=ValueError):
+    return pytest.raises(kind, match="^" + re.escape(message))
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = lz.create_model("hybrid_nano", num_classes=10, img_size=32)
+    return save_checkpoint(
+        tmp_path_factory.mktemp("made") / "a",
+        model,
+        classes=[*"abcdefghij"],
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        metrics={"test/top1": 0.5},
+        recipe_name="cifar10/x",
+    )
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAYERZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LAYERZOO_OFFLINE", raising=False)
+    return tmp_path / "cache" / "checkpoints"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("LAYERZOO_CHECKPOINTS", str(tmp_path / "root"))
+    return tmp_path / "root"
+
+
+def write_index(root, **entries):
+    root.mkdir(exist_ok=True)
+    (root / "index.json").write_text(json.dumps({"format": 1, "checkpoints": entries}))
+
+
+@pytest.fixture
+def server(folder):
+    """Serves the folder under /a; `answers[name]` replaces (status, headers, body) for a file, `asked` lists the requests."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        answers, asked = {}, []
+
+        def do_GET(self):
+            name = self.path.rsplit("/", 1)[1]
+            self.asked.append(self.path)
+            known = self.path == f"/a/{name}" and name in (*FILES, MANIFEST)
+            body = (folder / name).read_bytes() if known else b"no"
+            status, headers, body = self.answers.get(name, (200 if known else 404, {}, body))
+            self.send_response(status)
+            for key, value in ({"Content-Length": len(body)} | headers).items():
+                self.send_header(key, str(value))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.handle_error = lambda *client: None  # a client that has heard enough hangs up
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        Handler.url = f"http://127.0.0.1:{httpd.server_port}/a"
+        yield Handler
+        httpd.shutdown()
+
+
+def test_what_ships_is_an_index():
+    assert isinstance(lz.list_checkpoints(), list)
+    assert all(hub.published(name)["manifest_sha256"] for name in lz.list_checkpoints())
+
+
+def test_listing_does_not_load_torch():
+    code = "import sys, layerzoo; layerzoo.list_checkpoints(); assert 'torch' not in sys.modules and 'huggingface_hub' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_folder_is_used_where_it_lies(folder, cache, monkeypatch):
+    assert hub.pull(folder) == folder
+    monkeypatch.chdir(folder.parent)
+    assert hub.pull("a") == Path("a")
+    assert lz.load("./a").manifest["recipe_name"] == "cifar10/x"
+    with refuses("nowhere/x: got no folder, expected a checkpoint folder. Check the path.", DataRefused):
+        lz.load("nowhere/x")
+
+
+def test_published_name(folder, root):
+    entry = hub.publish(folder, "small-net", root)
+    digest = sha256(folder / MANIFEST)
+    assert (
+        entry
+        == hub.published("small-net")
+        == {
+            "manifest_sha256": digest,
+            "sources": ["small-net"],
+            "model": "pyramid",
+            "recipe": "cifar10/x",
+            "metrics": {"test/top1": 0.5},
+            "bytes": sum((folder / name).stat().st_size for name in FILES),
+        }
+    )
+    assert lz.list_checkpoints() == ["small-net"]
+    for address in ("small-net", f"small-net@{digest}", f"small-net@{digest[:8]}"):
+        assert hub.pull(address) == root / "small-net"
+    assert torch.equal(lz.load("small-net").head.fc.weight, lz.load(folder).head.fc.weight)
+    for pin in ("", digest[:7], "0" * 64, digest.upper()):
+        with refuses(
+            f"small-net@{pin}: got a pin that does not fit, expected 8 or more first digits of {digest}. Correct it, or leave it out."
+        ):
+            hub.pull(f"small-net@{pin}")
+    assert sorted(p.name for p in root.iterdir()) == ["index.json", "small-net"]
+
+
+def test_unknown_name(folder, root):
+    hub.publish(folder, "small-net", root)
+    message = "checkpoint: got 'smal-net', expected a known name such as small-net. layerzoo.list_checkpoints() lists all."
+    with refuses(message):
+        lz.load("smal-net")
+    with refuses(message):
+        hub.published("smal-net")
+
+
+def test_name_never_changes_its_content(folder, root, tmp_path):
+    hub.publish(folder, "small-net", root)
+    index = json.loads((root / "index.json").read_text())
+    index["checkpoints"]["small-net"]["sources"].append("https://example.org/a")
+    (root / "index.json").write_text(json.dumps(index))
+    assert hub.publish(folder, "small-net", root)["sources"] == ["small-net", "https://example.org/a"]
+    model = lz.create_model("hybrid_nano", num_classes=10, img_size=32)
+    other = save_checkpoint(tmp_path / "b", model, classes=[*"abcdefghij"], mean=[0.5] * 3, std=[0.25] * 3, metrics={})
+    with refuses("checkpoint name: got 'small-net', published with other content, expected a new name. Choose another name."):
+        hub.publish(other, "small-net", root)
+    assert hub.pull("small-net") == root / "small-net"
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/b", "/a", ".a", "a b", "a\n", "a@b", "index.json"])
+def test_names_are_plain(folder, root, name):
+    with refuses(f"checkpoint name: got {name!r}, expected letters, digits, '.', '_' and '-'. Choose a plain name."):
+        hub.publish(folder, name, root)
+    assert not root.exists()
+
+
+def test_altered_published_folder_is_refused(folder, root):
+    hub.publish(folder, "a", root)
+    path = root / "a" / CONFIG
+    path.write_bytes(path.read_bytes().replace(b"10", b"11"))
+    with pytest.raises(
+        DataRefused, match=f"^{re.escape(f'checkpoint a: got a ({path}: got SHA-256 ')}.*expected one source that has it. Try again later"
+    ):
+        lz.load("a")
+    write_index(root, a={"manifest_sha256": "0" * 64, "sources": []})
+    with refuses("checkpoint a: got no source, expected one source that has it. Try again later, or correct the index.", DataRefused):
+        lz.load("a")
+
+
+def test_manifest_that_the_index_does_not_state_is_refused(folder, root, server):
+    shutil.copytree(folder, root / "a")
+    write_index(root, a={"manifest_sha256": "0" * 64, "sources": ["a", server.url]})
+    got = f"a manifest with SHA-256 {sha256(folder / MANIFEST)[:12]}..., expected 000000000000..., as the index states. {CHECK}"
+    with refuses(f"checkpoint a: got a ({root}/a: got {got}); {server.url} ({server.url}: got {got}), expected", DataRefused):
+        lz.load("a")
+    assert server.asked == ["/a/manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        [],
+        {},
+        {"manifest_sha256": "x", "sources": []},
+        {"manifest_sha256": "0" * 64},
+        {"manifest_sha256": "0" * 64, "sources": "a"},
+        *({"manifest_sha256": "0" * 64, "sources": [s]} for s in ("../a", "/etc", "a/../../b", "file:///etc", 3, "")),
+    ],
+)
+def test_hostile_entries_are_refused(root, entry):
+    write_index(root, a=entry)
+    expected = "a plain name with the manifest's SHA-256 and sources that are addresses or folders beside the index"
+    with refuses(f"{root}/index.json: got the entry 'a', expected {expected}. Correct it.", DataRefused):
+        lz.list_checkpoints()
+
+
+def test_hostile_index_is_refused(root):
+    message = (
+        f"{root}/index.json: got no file, expected an index of checkpoints. Set LAYERZOO_CHECKPOINTS to a folder that has one, or unset it."
+    )
+    with refuses(message, DataRefused):
+        lz.list_checkpoints()
+    write_index(root, **{"../a": {"manifest_sha256": "0" * 64, "sources": []}})
+    with refuses(f"{root}/index.json: got the entry '../a', expected a plain name", DataRefused):
+        lz.list_checkpoints()
+    for text, got in (
+        ("{", "malformed JSON ("),
+        ("[]", "[], expected a JSON object"),
+        ('{"format": 2}', "format 2, expected format 1 with checkpoints. Upgrade"),
+    ):
+        (root / "index.json").write_text(text)
+        with refuses(f"{root}/index.json: got {got}", DataRefused):
+            lz.list_checkpoints()
+
+
+def test_pull_from_a_server_into_the_cache(folder, cache, server):
+    path = hub.pull(server.url + "/")
+    digest = sha256(folder / MANIFEST)
+    assert path == cache / digest
+    assert server.asked == [f"/a/{name}" for name in (MANIFEST, *FILES)]
+    assert all((path / name).read_bytes() == (folder / name).read_bytes() for name in (*FILES, MANIFEST))
+    server.asked.clear()
+    assert hub.pull(server.url) == path
+    assert server.asked == ["/a/manifest.json"], "the rest is there"
+    (path / WEIGHTS).write_bytes(b"altered")
+    assert hub.pull(server.url) == path
+    assert sha256(path / WEIGHTS) == sha256(folder / WEIGHTS)
+    assert [p.name for p in cache.iterdir()] == [digest]
+
+
+def test_published_name_from_a_server_then_offline(folder, root, server, monkeypatch):
+    digest = sha256(folder / MANIFEST)
+    write_index(
+        root, a={"manifest_sha256": digest, "sources": ["absent", server.url]}, b={"manifest_sha256": "1" * 64, "sources": [server.url]}
+    )
+    path = hub.pull("a")
+    monkeypatch.setenv("LAYERZOO_OFFLINE", "1")
+    monkeypatch.setattr(socket, "socket", None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    assert hub.pull("a") == path
+    assert lz.load("a")
+    message = f"{server.url}: got LAYERZOO_OFFLINE=1, expected a connection. Unset it, or give a folder or a name once pulled."
+    with refuses(message, DataRefused):
+        hub.pull(server.url)
+    with refuses(f"checkpoint b: got {server.url} ({message})", DataRefused):
+        hub.pull("b")
+
+
+def refuses_pull(server, cache, message):
+    with refuses(message, DataRefused):
+        hub.pull(server.url)
+    assert not cache.exists() or not [*cache.iterdir()], "litter"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_server_that_lies(folder, cache, server, name):
+    data = (folder / name).read_bytes()
+    stated = f"expected {len(data)}, as manifest.json states. {CHECK}"
+    for body, message in (
+        (data[:-1], f"got {len(data) - 1} bytes, {stated}"),
+        (data + b"x", f"got more than {len(data)} bytes, {stated}"),
+        (b"", f"got 0 bytes, {stated}"),
+    ):
+        server.answers[name] = (200, {}, body)
+        refuses_pull(server, cache, f"{server.url}/{name}: {message}")
+    other = data[:-1] + bytes([data[-1] ^ 1])
+    server.answers[name] = (200, {}, other)
+    got, expected = (hashlib.sha256(d).hexdigest()[:12] for d in (other, data))
+    refuses_pull(server, cache, f"{server.url}/{name}: got SHA-256 {got}..., expected {expected}..., as manifest.json states. {CHECK}")
+    server.answers[name] = (200, {"Content-Length": len(data)}, data[:100])  # the connection ends early
+    refuses_pull(server, cache, f"{server.url}/{name}: got ")
+
+
+@pytest.mark.parametrize("status", [404, 500, 403])
+def test_server_that_fails(cache, server, status):
+    for name in (MANIFEST, WEIGHTS):
+        server.answers[name] = (status, {}, b"")
+        refuses_pull(server, cache, f"{server.url}/{name}: got HTTP Error {status}: ")
+        del server.answers[name]
+
+
+def test_server_that_is_not_there(cache):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a"
+    with pytest.raises(DataRefused, match=f"^{url}/manifest.json: got .*refused.*, expected a file of a checkpoint. {CHECK}"):
+        hub.pull(url)
+
+
+def test_manifest_without_end(cache, server, monkeypatch):
+    monkeypatch.setitem(LARGEST, MANIFEST, 1000)
+    server.answers[MANIFEST] = (200, {}, b"x" * 5000)
+    refuses_pull(server, cache, f"{server.url}/manifest.json: got more than 1000 bytes, expected a manifest. {CHECK}")
+
+
+def test_hostile_manifest_from_a_server(cache, server):
+    manifest = {"format": 1, "files": {"../evil": {"bytes": 1, "sha256": "0" * 64}}}
+    manifest["sha256"] = hashlib.sha256(checkpoint.to_json(manifest)).hexdigest()
+    server.answers[MANIFEST] = (200, {}, checkpoint.to_json(manifest))
+    refuses_pull(server, cache, f"{server.url}/manifest.json: files: got ")
+    assert server.asked == ["/a/manifest.json"]
+
+
+def test_server_that_says_nothing(cache, monkeypatch):
+    monkeypatch.setattr(hub, "_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
+        with refuses(f"{url}/manifest.json: got timed out, expected a file of a checkpoint. {CHECK}", DataRefused):
+            hub.pull(url)
+
+
+def test_server_that_drips(cache, server, monkeypatch):
+    clock = itertools.count(0, 10**6)
+    monkeypatch.setattr(hub, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    refuses_pull(
+        server, cache, f"{server.url}/manifest.json: got less than 10000 bytes per second, expected a file of a checkpoint. {CHECK}"
+    )
+
+
+@pytest.mark.parametrize(
+    "address", ["http://example.org/a", "ftp://example.org/a", "file:///etc/passwd", "https:///a", "http://127.0.0.1.example.org/a"]
+)
+def test_only_https_is_pulled_from(cache, server, address):
+    message = f"address: got {address!r}, expected https:// or hf://. Only these are pulled from, also after a redirect."
+    with refuses(message):
+        hub.pull(address)
+    if not address.startswith("https"):
+        server.answers[MANIFEST] = (302, {"Location": address}, b"")
+        with pytest.raises(ValueError, match="[Rr]edirect"):
+            hub.pull(server.url)
+
+
+def test_redirect_between_allowed_addresses(cache, server):
+    server.answers["elsewhere"] = (302, {"Location": f"{server.url}/{MANIFEST}"}, b"")
+    assert b"".join(hub._download(f"{server.url}/elsewhere", 10**6)) == b"".join(hub._download(f"{server.url}/{MANIFEST}", 10**6))
+
+
+def test_four_processes_at_once(folder, cache, server):
+    code = f"from layerzoo import hub; print(hub.pull({server.url!r}))"
+    pulls = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=dict(os.environ)) for _ in range(4)]
+    said = {pull.communicate(timeout=120)[0].decode().strip() for pull in pulls}
+    assert [pull.returncode for pull in pulls] == [0] * 4
+    assert said == {str(cache / sha256(folder / MANIFEST))}
+    assert [p.name for p in cache.iterdir()] == [sha256(folder / MANIFEST)]
+
+
+def test_hugging_face(folder, cache, root, monkeypatch):
+    asked = []
+
+    def snapshot(repo, **options):
+        asked.append((repo, options))
+        if repo == "org/absent":
+            raise FileNotFoundError("no such repository")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert hub.pull("hf://org/repo") == folder
+    hub.pull("hf://org/repo@v1")
+    monkeypatch.setenv("LAYERZOO_OFFLINE", "1")
+    hub.pull("hf://org/repo")
+    four = [*FILES, MANIFEST]
+    assert asked == [
+        ("org/repo", {"revision": revision, "allow_patterns": four, "local_files_only": offline})
+        for revision, offline in ((None, False), ("v1", False), (None, True))
+    ]
+    with refuses(f"hf://org/absent: got no such repository, expected a repository that can be read. {CHECK}", DataRefused):
+        hub.pull("hf://org/absent")
+    write_index(root, a={"manifest_sha256": "0" * 64, "sources": ["hf://org/repo"]})
+    with refuses(f"checkpoint a: got hf://org/repo ({folder}: got a manifest with SHA-256", DataRefused):
+        hub.pull("a")
