@@ -1,20 +1,22 @@
 """The checkpoint folder: weights, configuration, model card and a manifest that vouches for each byte. No pickle.
 
 A folder is written beside its place under a hidden name, synced and renamed. A process killed at any moment leaves the old
-folder, the new one, or, between the two renames of an overwrite, the old one under the hidden name
-`.<name>.old-<host>-<process>`; the next save puts it back, and reading names it.
+folder or the new one. Between the two renames of an overwrite the old one has the hidden name
+`.<name>.old-<host>-<process>-<count>`: reading finds it there and warns, and the next save beside it puts it back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import re
 import shutil
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS, CONFIG, CARD, MANIFEST = "model.safetensors", "config.json", "README.md", "manifest.json"
 FILES = (WEIGHTS, CONFIG, CARD)  # what the manifest vouches for
-LARGEST = {WEIGHTS: 2**36, CONFIG: 2**20, CARD: 2**22, MANIFEST: 2**24}  # bytes
+LARGEST = {WEIGHTS: 2**36, CONFIG: 2**20, CARD: 2**22, MANIFEST: 2**22}  # bytes
 _AGAIN = "Copy or pull the folder again."
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<state>new|old)-(?P<host>.+)-(?P<process>\d{1,9})-\d+")
+_in_use: set[str] = set()  # hidden names in use in this process; others with its number are of a dead one that had it
+_count = itertools.count()
 
 
 def save_checkpoint(
@@ -59,12 +64,13 @@ def save_checkpoint(
     for what, (values, count) in counts.items():
         if len(values) != count:
             raise bad_value(what, got=f"{len(values)} values", expected=f"{count}, as the model has", do="Pass one per class or channel.")
-    versions = {"python": platform.python_version()} | {package: importlib.metadata.version(package) for package in ("torch", "layerzoo")}
+    versions = {"python": platform.python_version()} | {package: importlib.metadata.version(package) for package in ("torch", "timm", "layerzoo")}
     name = recipe["model"]["name"] if recipe else model.config["model"]
     manifest = {
         "model": name, "format": FORMAT, "versions": versions, "recipe_name": recipe_name, "recipe_sha256": recipe_sha256, "recipe": recipe,
-        "metrics": metrics, "classes": classes, "mean": mean, "std": std}
+        "metrics": metrics, "classes": classes, "input_size": model.config["input_size"], "mean": mean, "std": std}
     manifest = {key: _plain(value, key) for key, value in manifest.items()}
+    _check_fields(manifest, "checkpoint", do="Correct the argument.")
     config = _plain(model.config, "config")
     contents = {WEIGHTS: _weights(model), CONFIG: to_json(config), CARD: model_card(config, manifest).encode()}
     manifest["files"] = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
@@ -79,6 +85,8 @@ def save_checkpoint(
 def verify_checkpoint(folder: str | Path) -> dict:
     """The manifest, once each file has proved to have the size and SHA-256 it states. Other files in the folder are never opened.
 
+    Warns:
+        UserWarning: if what is read is the previous folder, which an overwrite that was killed left under its hidden name.
     Raises:
         ValueError: for a file that is missing, truncated, changed, malformed or too large, by its name.
     """
@@ -89,7 +97,7 @@ def load_checkpoint(folder: str | Path) -> nn.Module:
     """The model of a verified folder, in eval mode on the CPU, with its manifest as `.manifest`. Leaves the random state alone.
 
     Raises:
-        ValueError: as `verify_checkpoint`; for a layer that is not registered here; for tensors that do not fit the model, by name.
+        ValueError: as `verify_checkpoint`; for a config that builds no model here; for tensors that do not fit the model, by name.
     """
     import torch
     from safetensors import SafetensorError
@@ -98,14 +106,22 @@ def load_checkpoint(folder: str | Path) -> nn.Module:
     from layerzoo.models.create import build_model
 
     manifest, contents = _read(Path(folder))
-    config = from_json(contents[CONFIG], Path(folder, CONFIG))
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config)
+    where = Path(folder, CONFIG)
+    config = from_json(contents[CONFIG], where)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(config)
+    except Exception as error:  # whatever a stranger's values make a constructor raise
+        do = "Register layers of your own with layerzoo.register_layer first."
+        raise refused(where, got=f"{type(error).__name__}: {error}", expected="a config that builds a model", do=do) from error
     where = Path(folder, WEIGHTS)
     try:
         tensors = load(contents[WEIGHTS])
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise refused(where, got=str(error), expected="a safetensors file") from error
+    stored = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(stored) == 1 and stored <= {torch.float16, torch.bfloat16, torch.float64}:
+        model.to(*stored)
     _check_tensors(tensors, model.state_dict(), where)
     model.load_state_dict(tensors)
     model.manifest = manifest
@@ -125,9 +141,10 @@ def parse_manifest(data: bytes, where: object) -> dict:
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != hashlib.sha256(to_json(rest)).hexdigest() or data != to_json(manifest):
         raise refused(where, got="altered content", expected="content with the SHA-256 it states")
-    for key, (fits, expected) in _FIELDS.items():
-        if not fits(manifest.get(key)):
-            raise refused(f"{where}: {key}", got=_short(manifest.get(key)), expected=expected)
+    if not _is_file_list(manifest.get("files")):
+        expected = f"the size and SHA-256 of {', '.join(FILES)} within the size limits"
+        raise refused(f"{where}: files", got=_short(manifest.get("files")), expected=expected)
+    _check_fields(manifest, where)
     return manifest
 
 
@@ -135,15 +152,16 @@ def parse_manifest(data: bytes, where: object) -> dict:
 def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A hidden folder to fill, which becomes `target` at the end of the block, or vanishes if that raises.
 
-    One save to a target at a time in a process: what this process or a dead one left behind is swept first.
+    What dead processes of this host left beside it is swept first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
+    _sweep(target.parent)
     if os.path.lexists(target) and not (overwrite and (target / MANIFEST).is_file()):
         do = "Delete it or choose another name." if overwrite else "Choose another name, or pass overwrite=True."
         raise bad_value(str(target), got="a path that exists", expected="a new folder" + " or a checkpoint" * overwrite, do=do)
-    mark = f"{socket.gethostname()}-{os.getpid()}"
+    mark = f"{socket.gethostname()}-{os.getpid()}-{next(_count)}"
     temp, old = (target.with_name(f".{target.name}.{state}-{mark}") for state in ("new", "old"))
+    _in_use.update((temp.name, old.name))
     try:
         os.mkdir(temp)
         yield temp
@@ -153,7 +171,8 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         os.rename(temp, target)
         _sync(target.parent)
     finally:
-        _sweep(target)
+        _in_use.difference_update((temp.name, old.name))
+        _sweep(target.parent)
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -189,8 +208,12 @@ def refused(what: object, *, got: str, expected: str, do: str = _AGAIN) -> Refus
 def _read(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """The manifest and the bytes that it vouches for: those verified are those used."""
     if not folder.is_dir():
-        left = [f"The previous one is {path}: rename it back." for path, _, state in _leftovers(folder.absolute()) if state == "old"]
-        raise refused(folder, got="no folder", expected="a checkpoint folder", do=" ".join(left) or "Check the path.")
+        missing = folder.absolute()
+        left = [path for path, hidden in _leftovers(missing.parent) if hidden["name"] == missing.name and hidden["state"] == "old"]
+        if not left:
+            raise refused(folder, got="no folder", expected="a checkpoint folder", do="Check the path.")
+        warnings.warn(f"{folder}: an overwrite was cut short; what is read is the previous checkpoint, {left[0].name}.", stacklevel=3)
+        folder = left[0]
     manifest = parse_manifest(_content(folder / MANIFEST), folder / MANIFEST)
     return manifest, {name: _content(folder / name, manifest["files"][name]) for name in FILES}
 
@@ -209,6 +232,12 @@ def _content(path: Path, stated: dict | None = None) -> bytes:
     return data
 
 
+def _check_fields(manifest: dict, where: object, do: str = _AGAIN) -> None:
+    for key, (fits, expected) in _FIELDS.items():
+        if not fits(manifest.get(key)):
+            raise refused(f"{where}: {key}", got=_short(manifest.get(key)), expected=expected, do=do)
+
+
 def _is_file_list(value: object) -> bool:
     return isinstance(value, dict) and value.keys() == set(FILES) and all(
         isinstance(entry, dict) and type(entry.get("bytes")) is int and 0 <= entry["bytes"] <= LARGEST[name]
@@ -220,8 +249,8 @@ def _is_numbers(value: object) -> bool:
 
 
 _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "files": (_is_file_list, f"the size and SHA-256 of {', '.join(FILES)} within the size limits"),
     "classes": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
+    "input_size": (lambda v: isinstance(v, list) and [type(n) for n in v] == [int] * 3, "channels, height and width"),
     "mean": (_is_numbers, "a list of numbers"), "std": (_is_numbers, "a list of numbers"),
     "metrics": (lambda v: isinstance(v, dict) and _is_numbers([*v.values()]), "numbers by name"),
     "recipe": (lambda v: v is None or isinstance(v, dict), "a resolved recipe or null"),
@@ -274,21 +303,21 @@ def _describe(tensor: Tensor | None) -> str:
     return "no such tensor" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _leftovers(target: Path) -> Iterator[tuple[Path, int, str]]:
-    """Hidden folders of saves to this target from this host: path, process id, "new" or "old"."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(new|old)-{re.escape(socket.gethostname())}-(\d{{1,9}})")
-    for path in target.parent.iterdir() if target.parent.is_dir() else ():
-        if match := pattern.fullmatch(path.name):
-            yield path, int(match[2]), match[1]
+def _leftovers(parent: Path) -> Iterator[tuple[Path, re.Match]]:
+    """What saves into this folder have under hidden names: path, and the parts of its name."""
+    for path in parent.iterdir() if parent.is_dir() else ():
+        if hidden := _HIDDEN.fullmatch(path.name):
+            yield path, hidden
 
 
-def _sweep(target: Path) -> None:
-    for path, process, state in [*_leftovers(target)]:
-        if process != os.getpid() and _is_alive(process):
+def _sweep(parent: Path) -> None:
+    for path, hidden in [*_leftovers(parent)]:
+        process = int(hidden["process"])
+        if hidden["host"] != socket.gethostname() or path.name in _in_use or (process != os.getpid() and _is_alive(process)):
             continue
-        if state == "old" and not os.path.lexists(target):
+        if hidden["state"] == "old" and not os.path.lexists(parent / hidden["name"]):
             with suppress(FileNotFoundError):  # another process put it back first
-                os.rename(path, target)
+                os.rename(path, parent / hidden["name"])
         else:
             shutil.rmtree(path, ignore_errors=True)
 

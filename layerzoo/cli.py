@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import importlib
 import importlib.util
 import inspect
 import json
@@ -92,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true")
     show = verb("show", _show, "all about a layer, model, recipe or checkpoint")
     show.add_argument("name")
-    show.add_argument("--resolved", action="store_true", help="a recipe with its defaults and overrides filled in")
+    show.add_argument("--resolved", action="store_true", help="a recipe with its defaults filled in, as with any --section.key")
     for name in ("fit", "validate", "test", "predict", "show"):
         verbs.choices[name].add_argument(
             "--section.key", dest="overrides", metavar="VALUE", help="any key of the recipe, such as --model.layer nystrom")
@@ -130,7 +129,8 @@ def _fit(args: argparse.Namespace) -> None:
     from layerzoo.train import run
 
     result = run.fit(recipe, recipe_name=name, resume=args.resume)
-    _say(f"{_metrics(result.metrics)}\nrun   {result.folder}\nnext  layerzoo predict IMAGE --checkpoint {shlex.quote(str(result.checkpoint))}")
+    checkpoint = shlex.quote(str(result.checkpoint))
+    _say(f"{_metrics(result.metrics)}\nrun   {result.folder}\nnext  layerzoo predict IMAGE --checkpoint {checkpoint}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -178,7 +178,8 @@ def check_build(recipe: Recipe, where: str) -> nn.Module:
         for entry in recipe.trainer.callbacks:
             _check_callback(entry)
     except (ValueError, TypeError, ImportError, AttributeError) as error:
-        raise RecipeError(where, part, got=str(error), expected="options that fit together", do="Correct what it names.") from error
+        got = " ".join(str(error).split())
+        raise RecipeError(where, part, got=got, expected="options that fit together", do="Correct what it names.") from error
     return model
 
 
@@ -197,12 +198,13 @@ def _checkpoint(args: argparse.Namespace, recipe: Recipe, name: str) -> str:
     """As given, else that of the newest run of this recipe."""
     if args.checkpoint:
         return args.checkpoint
-    found = sorted(Path(recipe.runs, name).glob(f"{sha256(recipe)[:8]}-s{recipe.seed}*/checkpoint"), key=lambda p: p.stat().st_mtime)
+    folder, run = Path(recipe.runs, name), f"{sha256(recipe)[:8]}-s{recipe.seed}"
+    found = [path for pattern in (run, f"{run}-*") for path in folder.glob(f"{pattern}/checkpoint")]
     if not found:
         raise bad_value(
             "--checkpoint", got="none", expected=f"a finished run of {name} with these options below {recipe.runs}/",
             do=f"Run `layerzoo fit {name}`, or pass --checkpoint NAME.")
-    return str(found[-1])
+    return str(max(found, key=lambda path: path.stat().st_mtime))
 
 
 def _metrics(metrics: dict[str, float]) -> str:
@@ -273,7 +275,8 @@ def _show(args: argparse.Namespace) -> None:
         print(f"{name}: {inspect.getdoc(PRESETS[name])}\n", write(PRESETS[name](32)), sep="\n", flush=True)
     elif is_recipe(name):
         recipe = read_recipe(name, args.overrides)
-        print(write(resolved(recipe)) if args.resolved else find_recipe(name)[0].read_text(encoding="utf-8"), end="")
+        whole = args.resolved or args.overrides
+        print(write(resolved(recipe)) if whole else find_recipe(name)[0].read_text(encoding="utf-8"), end="")
     else:
         print(write(_published(name)), end="")
     if name in (*LAYERS.names(), *FFNS.names(), *PRESETS):

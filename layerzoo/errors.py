@@ -32,4 +32,5 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 def unknown_name(kind: str, name: object, names: Iterable[str], do: str) -> Refusal:
     """Refuse a name that is in no room, with the three nearest and the call that lists all."""
     close = ", ".join(nearest(str(name), names))
-    return bad_value(kind, got=repr(name), expected=f"a known name such as {close}", do=f"{do} lists all.")
+    known = f"a known name such as {close}" if close else "a known name, of which there is none yet"
+    return bad_value(kind, got=repr(name), expected=known, do=f"{do} lists all.")

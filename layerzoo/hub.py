@@ -1,7 +1,9 @@
 """Checkpoints by name, folder or address. Only the four files of a checkpoint cross, each verified by SHA-256 on the way.
 
-`checkpoints/index.json` pins each published name to the SHA-256 of its manifest, and the manifest pins the files. What is pulled
-lies in $LAYERZOO_CACHE, else in the user's cache folder. LAYERZOO_OFFLINE=1 opens no connection.
+`checkpoints/index.json` is {"format": 1, "checkpoints": {name: entry}}. An entry pins its name to `manifest_sha256`, and the manifest
+pins the files; `sources` are folders beside the index, https:// and hf:// addresses, tried in order; `bytes`, `model`, `recipe`,
+`metrics`, `num_classes` and `input_size` (C, H, W) are for listings. What is pulled lies in $LAYERZOO_CACHE, else in the user's cache
+folder; from Hugging Face, in its own cache. LAYERZOO_OFFLINE=1 opens no connection.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import hashlib
 import os
 import re
 import time
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -27,12 +28,20 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parent
 _SHIPPED = _ROOT.parent / "checkpoints" if (_ROOT.parent / "pyproject.toml").is_file() else _ROOT / "_checkpoints"
 _INDEX, _FORMAT = "index.json", 1
+_ENTRY = {
+    "manifest_sha256": str, "sources": list, "bytes": int, "model": str, "recipe": str, "metrics": dict, "num_classes": int, "input_size": list}
 _NAME = re.compile(r"(?!index\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TIMEOUT = 30.0  # seconds without a byte
 _SLOWEST = 10_000  # bytes per second over a whole file
 _CHUNK = 2**20
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ADDRESS = re.compile(r"(https://[\w.-]+|http://(localhost|127\.0\.0\.1|\[::1\]))(:\d+)?(/[!-~]*)?", re.ASCII)
 _CHECK = "Check the address, or try again later."
+
+
+class CacheRefused(Refusal):
+    """A cache folder that cannot be written."""
+
+    exit_code = 74
 
 
 def load(address: str | Path) -> nn.Module:
@@ -68,7 +77,7 @@ def list_checkpoints() -> list[str]:
 
 
 def published(name: str) -> dict:
-    """What the index says: manifest_sha256, sources, model, recipe, metrics, bytes. Raises ValueError for an unknown name."""
+    """The entry of the index. Raises ValueError for an unknown name."""
     entries = _read_index(_root())
     if name not in entries:
         raise unknown_name("checkpoint", name, entries, "layerzoo.list_checkpoints()")
@@ -86,7 +95,8 @@ def publish(folder: str | Path, name: str, root: str | Path) -> dict:
     source, root = Path(folder), Path(root)
     if not _NAME.fullmatch(name):
         raise bad_value("checkpoint name", got=repr(name), expected="letters, digits, '.', '_' and '-'", do="Choose a plain name.")
-    manifest, digest = verify_checkpoint(source), _manifest_sha256(source)
+    manifest = verify_checkpoint(source)
+    digest = _digest(manifest)
     entries = _read_index(root) if (root / _INDEX).exists() else {}
     known = entries.get(name, {})
     if known.get("manifest_sha256", digest) != digest:
@@ -98,7 +108,8 @@ def publish(folder: str | Path, name: str, root: str | Path) -> dict:
     sources = list(dict.fromkeys([name, *known.get("sources", ())]))
     entry = {
         "manifest_sha256": digest, "sources": sources, "model": manifest["model"], "recipe": manifest["recipe_name"],
-        "metrics": manifest["metrics"], "bytes": sum(file["bytes"] for file in manifest["files"].values())}
+        "metrics": manifest["metrics"], "num_classes": len(manifest["classes"]), "input_size": manifest["input_size"],
+        "bytes": sum(file["bytes"] for file in manifest["files"].values())}
     temp = root / f".{_INDEX}.new"
     temp.unlink(missing_ok=True)  # of a publication that died
     write_synced(temp, checkpoint.to_json({"format": _FORMAT, "checkpoints": entries | {name: entry}}))
@@ -126,8 +137,7 @@ def _pull_published(name: str, pin: str | None) -> Path:
 
 
 def _checked(folder: Path, digest: str | None) -> Path:
-    verify_checkpoint(folder)
-    _check_digest(folder, _manifest_sha256(folder), digest)
+    _check_digest(folder, _digest(verify_checkpoint(folder)), digest)
     return folder
 
 
@@ -150,9 +160,13 @@ def _fetch(address: str, digest: str | None = None) -> Path:
             for name in FILES:
                 _download_file(f"{base}/{name}", manifest["files"][name], temp / name)
             write_synced(temp / MANIFEST, data)
-    except (OSError, Refusal):
-        if not _is_valid(target, found):  # else another process was first
+    except (OSError, Refusal) as error:
+        if _is_valid(target, found):  # another process was first
+            return target
+        if isinstance(error, Refusal):
             raise
+        do = "Free space there, or set LAYERZOO_CACHE to another folder."
+        raise bad_value(f"cache {target.parent}", got=str(error), expected="a folder to write in", do=do, kind=CacheRefused) from error
     return target
 
 
@@ -163,7 +177,7 @@ def _fetch_from_hf(address: str, digest: str | None) -> Path:
     try:
         folder = Path(snapshot_download(
             repo, revision=revision or None, allow_patterns=[*FILES, MANIFEST], local_files_only=_is_offline()))
-    except OSError as error:
+    except Exception as error:  # those of its HTTP client have no base in common with its own
         raise refused(address, got=str(error), expected="a repository that can be read", do=_CHECK) from error
     return _checked(folder, digest)
 
@@ -171,12 +185,14 @@ def _fetch_from_hf(address: str, digest: str | None) -> Path:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         _check_address(newurl)
+        if newurl.split(":")[0] != req.type:
+            do = "A server may not send its clients elsewhere."
+            raise bad_value("redirect", got=repr(newurl), expected=f"an address of {req.type}", do=do)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _check_address(address: str) -> None:
-    parts = urllib.parse.urlsplit(address)
-    if not (parts.hostname and (parts.scheme == "https" or parts.scheme == "http" and parts.hostname in _LOOPBACK)):
+    if not _ADDRESS.fullmatch(address):
         raise bad_value("address", got=repr(address), expected="https:// or hf://", do="Only these are pulled from, also after a redirect.")
 
 
@@ -221,14 +237,14 @@ def _download_file(url: str, stated: dict, path: Path) -> None:
 def _is_valid(folder: Path, digest: str) -> bool:
     """Whether this verified checkpoint stands there."""
     try:
-        verify_checkpoint(folder)
+        return _digest(verify_checkpoint(folder)) == digest
     except DataRefused:
         return False
-    return _manifest_sha256(folder) == digest
 
 
-def _manifest_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+def _digest(manifest: dict) -> str:
+    """SHA-256 of manifest.json."""
+    return hashlib.sha256(checkpoint.to_json(manifest)).hexdigest()
 
 
 def _check_digest(where: object, found: str, digest: str | None) -> None:
@@ -260,13 +276,13 @@ def _read_index(root: Path) -> dict[str, dict]:
         raise refused(path, got=f"format {index.get('format')!r}", expected=f"format {_FORMAT} with checkpoints", do="Upgrade layerzoo.")
     for name, entry in index["checkpoints"].items():
         if not (_NAME.fullmatch(name) and _is_entry(entry)):
-            expected = "a plain name with the manifest's SHA-256 and sources that are addresses or folders beside the index"
+            expected = "a plain name with the fields that help(layerzoo.hub) lists"
             raise refused(path, got=f"the entry {name!r}", expected=expected, do="Correct it.")
     return index["checkpoints"]
 
 
 def _is_entry(entry: object) -> bool:
-    if not isinstance(entry, dict) or not re.fullmatch("[0-9a-f]{64}", str(entry.get("manifest_sha256"))):
+    if not (isinstance(entry, dict) and all(type(entry.get(key)) is kind for key, kind in _ENTRY.items())):
         return False
-    sources = entry.get("sources")
-    return isinstance(sources, list) and all(isinstance(s, str) and (re.match("(https?|hf)://", s) or _NAME.fullmatch(s)) for s in sources)
+    sources_fit = all(isinstance(s, str) and (re.match("(https?|hf)://", s) or _NAME.fullmatch(s)) for s in entry["sources"])
+    return sources_fit and bool(re.fullmatch("[0-9a-f]{64}", entry["manifest_sha256"]))

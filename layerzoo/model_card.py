@@ -47,6 +47,8 @@ Training command:
 {command}
 ```
 
+Data: {recipe.get("data", {}).get("source", "not stated")}. Licence of the weights: Apache-2.0; that of the data is its owners'.
+
 Recipe SHA-256: `{manifest["recipe_sha256"] or "not stated"}`. Versions: {", ".join(f"{k} {v}" for k, v in manifest["versions"].items())}.
 
 Classes: {", ".join(manifest["classes"])}

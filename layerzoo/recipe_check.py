@@ -183,7 +183,7 @@ class _Checker:
                 self.spec(entry, (*path, i), kind, parts)
         elif isinstance(spec, dict) and "name" not in spec:
             for key in difflib.get_close_matches("name", spec, 1, cutoff=0.5):
-                raise self.unknown((*path, key), f"the name of a {kind}", ["name"], "")
+                raise self.unknown((*path, key), f"the key that names the {kind}", ["name"], "")
             expected = f"{{name: a {kind}, option: value}}"
             raise self.error(path, got="a mapping without name", expected=expected, do=f"Add name: to {dotted(path)}.")
         elif spec is not None:
@@ -213,7 +213,7 @@ class _Checker:
         if source != "digits" and not folder and not any(source.startswith(s) and len(source) > len(s) for s in SOURCES):
             raise self.error(
                 ("data", "source"), got=repr(source), expected=f"digits, folder:PATH, or a name after {', '.join(SOURCES)}",
-                do="Write folder:PATH for a folder with train/ and val/ of one folder per class.")
+                do="Write folder:PATH for a folder with train/ and test/ of one folder per class.")
 
     def trainer(self, recipe: Recipe) -> None:
         if recipe.task.schedule.warmup_epochs > recipe.trainer.max_epochs:

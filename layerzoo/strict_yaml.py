@@ -28,7 +28,7 @@ class RecipeError(Refusal):
     """A recipe or an option that is refused: where, which key, what it got, what was expected, what to do."""
 
     def __init__(self, where: str, key: str, *, got: str, expected: str, do: str):
-        got = got if len(got) <= 240 else got[:237] + "..."
+        key, got = (text if len(text) <= 240 else f"{text[:237]}..." for text in (key, got))
         super().__init__(f"{where}: {key}\n  got: {got}\n  expected: {expected}\n  do: {do}")
 
 
@@ -45,9 +45,10 @@ def read(path: Path) -> tuple[dict, dict[tuple, str]]:
         RecipeError: for anything but one plain mapping of text, numbers, switches, lists and mappings.
     """
     try:
-        size, raw = path.stat().st_size, path.read_bytes() if path.is_file() else b""
-    except (OSError, ValueError) as error:
-        got = str(getattr(error, "strerror", error)).lower()
+        size = path.stat().st_size
+        raw = path.read_bytes() if path.is_file() and size <= _LARGEST else b""
+    except OSError as error:
+        got = error.strerror.lower()
         raise RecipeError(str(path), "recipe", got=got, expected="a file that can be read", do="Check its permissions.") from error
     if not path.is_file() or size > _LARGEST:
         got = f"{size} bytes" if path.is_file() else "no plain file"
@@ -144,13 +145,17 @@ def _scalar(text: str, key: str, where: str) -> object:
     """YAML 1.2's reading of a plain scalar, and 1e-3 as a number; what 1.1 reads differently is refused."""
     if text in _WORDS:
         return _WORDS[text]
-    if _UNCLEAR.fullmatch(text):
+    if _is_unclear(text):
         raise RecipeError(
             where, key, got=f"{text} without quotes", expected="a value that every YAML version reads alike",
             do=f'Write true or false for a switch, a finite decimal number for a number, "{text}" for text.')
     if _INT.fullmatch(text):
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def _is_unclear(text: str) -> bool:
+    return len(text) <= 64 and _UNCLEAR.fullmatch(text) is not None  # nobody writes a longer number, and matching takes quadratic time
 
 
 def dotted(path: tuple) -> str:
@@ -168,7 +173,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
-    plain = text not in _WORDS and not any(r.fullmatch(text) for r in (_UNCLEAR, _INT, _FLOAT))
+    plain = text not in _WORDS and not _is_unclear(text) and not _INT.fullmatch(text) and not _FLOAT.fullmatch(text)
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 

@@ -87,7 +87,8 @@ def test_show_a_model_and_a_recipe(capsys):
     out = run(capsys, "show", "hybrid_nano")[1]
     assert "The quickstart's model" in out and "depthwise_conv" in out and "3 x 224 x 224" in out
     assert run(capsys, "show", "quickstart")[1].startswith("# A small hybrid")
-    out = run(capsys, "show", "quickstart", "--resolved", "--trainer.devices", "4", "--seed=7")[1]
+    assert "accumulate_grad_batches: 1" in run(capsys, "show", "quickstart", "--resolved")[1]
+    out = run(capsys, "show", "quickstart", "--trainer.devices", "4", "--seed=7")[1]
     assert "  devices: 4\n" in out and "seed: 7\n" in out and "  accumulate_grad_batches: 1\n" in out
 
 
@@ -103,7 +104,9 @@ def test_cost(capsys):
     assert out.count("11,220,132") == 2
     assert "3 x 32 x 32" in run(capsys, "cost", "cifar10/resnet18")[1]
     assert run(capsys, "cost", "mhsa", "--img-size", "4")[1].count("64 x 4 x 4") == 1
-    assert run(capsys, "cost", "resnet81")[2].startswith("name: got 'resnet81', expected a known name such as resnet18, ")
+    refused = run(capsys, "cost", "resnet81")[2]
+    assert refused.startswith("name: got 'resnet81', expected a known name such as resnet18, ")
+    assert refused.endswith("`layerzoo list layers|models|recipes`" + " lists all.\n")
 
 
 def test_families_are_of_layers(capsys):
@@ -249,6 +252,19 @@ def test_a_checkpoint_is_needed(capsys, tmp_path, monkeypatch):
         "Run `layerzoo fit quickstart`, or pass --checkpoint NAME.\n"))
     refused = "--checkpoint: got none, expected a name, folder or address. `layerzoo list checkpoints` lists those to pull.\n"
     assert run(capsys, "predict", "a.png") == (2, "", refused)
+
+
+def test_the_newest_run_of_a_recipe_and_seed_is_taken(tmp_path):
+    from argparse import Namespace
+
+    from layerzoo.recipe import read_recipe, sha256
+
+    recipe = read_recipe("quickstart", ["seed=1", f"runs={tmp_path}"])
+    for age, run_name in enumerate(("s10", "s1-2", "s1", "s1-1")):
+        folder = tmp_path / "quickstart" / f"{sha256(recipe)[:8]}-{run_name}" / "checkpoint"
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, -age))
+    assert cli._checkpoint(Namespace(checkpoint=None), recipe, "quickstart").endswith("-s1-2/checkpoint")
 
 
 def test_published_checkpoints(capsys, tmp_path, monkeypatch):

@@ -1,33 +1,29 @@
-"""Checkpoints by name, folder and address, from servers that behave and servers that do not."""
+"""Checkpoints by name, folder and address, by way of a cache."""
 
 import hashlib
-import http.server
-import itertools
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import threading
-import types
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from faults.forge import refuses
+from faults.server import serve
 
 import layerzoo as lz
-from layerzoo import checkpoint, hub
-from layerzoo.checkpoint import CONFIG, FILES, LARGEST, MANIFEST, WEIGHTS, save_checkpoint
+from layerzoo import hub
+from layerzoo.checkpoint import CONFIG, FILES, MANIFEST, WEIGHTS, save_checkpoint
 from layerzoo.errors import DataRefused
 
+ENTRY = {
+    "manifest_sha256": "0" * 64, "sources": [], "bytes": 0, "model": "pyramid", "recipe": "cifar10/x", "metrics": {"test/top1": 0.5},
+    "num_classes": 10, "input_size": [3, 32, 32]}
 CHECK = "Check the address, or try again later."
-
-
-def refuses(message, kind=ValueError):
-    return pytest.raises(kind, match="^" + re.escape(message))
 
 
 def sha256(path):
@@ -62,38 +58,16 @@ def root(tmp_path, monkeypatch, cache):
 
 
 def write_index(root, **entries):
+    """An index of these entries, each with what a whole entry has; those that are no dict as they are."""
+    entries = {name: ENTRY | entry if isinstance(entry, dict) else entry for name, entry in entries.items()}
     root.mkdir(exist_ok=True)
     (root / "index.json").write_text(json.dumps({"format": 1, "checkpoints": entries}))
 
 
 @pytest.fixture
 def server(folder):
-    """Serves the folder under /a; `answers[name]` replaces (status, headers, body) for a file, `asked` lists the requests."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        answers, asked = {}, []
-
-        def do_GET(self):
-            name = self.path.rsplit("/", 1)[1]
-            self.asked.append(self.path)
-            known = self.path == f"/a/{name}" and name in (*FILES, MANIFEST)
-            body = (folder / name).read_bytes() if known else b"no"
-            status, headers, body = self.answers.get(name, (200 if known else 404, {}, body))
-            self.send_response(status)
-            for key, value in ({"Content-Length": len(body)} | headers).items():
-                self.send_header(key, str(value))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        httpd.handle_error = lambda *client: None  # a client that has heard enough hangs up
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        Handler.url = f"http://127.0.0.1:{httpd.server_port}/a"
-        yield Handler
-        httpd.shutdown()
+    with serve(folder) as handler:
+        yield handler
 
 
 def test_what_ships_is_an_index():
@@ -118,18 +92,8 @@ def test_folder_is_used_where_it_lies(folder, cache, monkeypatch):
 def test_published_name(folder, root):
     entry = hub.publish(folder, "small-net", root)
     digest = sha256(folder / MANIFEST)
-    assert (
-        entry
-        == hub.published("small-net")
-        == {
-            "manifest_sha256": digest,
-            "sources": ["small-net"],
-            "model": "pyramid",
-            "recipe": "cifar10/x",
-            "metrics": {"test/top1": 0.5},
-            "bytes": sum((folder / name).stat().st_size for name in FILES),
-        }
-    )
+    assert entry == hub.published("small-net") == ENTRY | {
+        "manifest_sha256": digest, "sources": ["small-net"], "bytes": sum((folder / name).stat().st_size for name in FILES)}
     assert lz.list_checkpoints() == ["small-net"]
     for address in ("small-net", f"small-net@{digest}", f"small-net@{digest[:8]}"):
         assert hub.pull(address) == root / "small-net"
@@ -198,16 +162,18 @@ def test_manifest_that_the_index_does_not_state_is_refused(folder, root, server)
     [
         None,
         [],
-        {},
-        {"manifest_sha256": "x", "sources": []},
-        {"manifest_sha256": "0" * 64},
-        {"manifest_sha256": "0" * 64, "sources": "a"},
-        *({"manifest_sha256": "0" * 64, "sources": [s]} for s in ("../a", "/etc", "a/../../b", "file:///etc", 3, "")),
+        {"manifest_sha256": "x"},
+        {"manifest_sha256": None},
+        {"sources": "a"},
+        {"bytes": "1"},
+        {"metrics": []},
+        {"recipe": None},
+        *({"sources": [s]} for s in ("../a", "/etc", "a/../../b", "file:///etc", 3, "")),
     ],
 )
 def test_hostile_entries_are_refused(root, entry):
     write_index(root, a=entry)
-    expected = "a plain name with the manifest's SHA-256 and sources that are addresses or folders beside the index"
+    expected = "a plain name with the fields that help(layerzoo.hub) lists"
     with refuses(f"{root}/index.json: got the entry 'a', expected {expected}. Correct it.", DataRefused):
         lz.list_checkpoints()
 
@@ -262,104 +228,6 @@ def test_published_name_from_a_server_then_offline(folder, root, server, monkeyp
         hub.pull(server.url)
     with refuses(f"checkpoint b: got {server.url} ({message})", DataRefused):
         hub.pull("b")
-
-
-def refuses_pull(server, cache, message):
-    with refuses(message, DataRefused):
-        hub.pull(server.url)
-    assert not cache.exists() or not [*cache.iterdir()], "litter"
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_server_that_lies(folder, cache, server, name):
-    data = (folder / name).read_bytes()
-    stated = f"expected {len(data)}, as manifest.json states. {CHECK}"
-    for body, message in (
-        (data[:-1], f"got {len(data) - 1} bytes, {stated}"),
-        (data + b"x", f"got more than {len(data)} bytes, {stated}"),
-        (b"", f"got 0 bytes, {stated}"),
-    ):
-        server.answers[name] = (200, {}, body)
-        refuses_pull(server, cache, f"{server.url}/{name}: {message}")
-    other = data[:-1] + bytes([data[-1] ^ 1])
-    server.answers[name] = (200, {}, other)
-    got, expected = (hashlib.sha256(d).hexdigest()[:12] for d in (other, data))
-    refuses_pull(server, cache, f"{server.url}/{name}: got SHA-256 {got}..., expected {expected}..., as manifest.json states. {CHECK}")
-    server.answers[name] = (200, {"Content-Length": len(data)}, data[:100])  # the connection ends early
-    refuses_pull(server, cache, f"{server.url}/{name}: got ")
-
-
-@pytest.mark.parametrize("status", [404, 500, 403])
-def test_server_that_fails(cache, server, status):
-    for name in (MANIFEST, WEIGHTS):
-        server.answers[name] = (status, {}, b"")
-        refuses_pull(server, cache, f"{server.url}/{name}: got HTTP Error {status}: ")
-        del server.answers[name]
-
-
-def test_server_that_is_not_there(cache):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/a"
-    with pytest.raises(DataRefused, match=f"^{url}/manifest.json: got .*refused.*, expected a file of a checkpoint. {CHECK}"):
-        hub.pull(url)
-
-
-def test_manifest_without_end(cache, server, monkeypatch):
-    monkeypatch.setitem(LARGEST, MANIFEST, 1000)
-    server.answers[MANIFEST] = (200, {}, b"x" * 5000)
-    refuses_pull(server, cache, f"{server.url}/manifest.json: got more than 1000 bytes, expected a manifest. {CHECK}")
-
-
-def test_hostile_manifest_from_a_server(cache, server):
-    manifest = {"format": 1, "files": {"../evil": {"bytes": 1, "sha256": "0" * 64}}}
-    manifest["sha256"] = hashlib.sha256(checkpoint.to_json(manifest)).hexdigest()
-    server.answers[MANIFEST] = (200, {}, checkpoint.to_json(manifest))
-    refuses_pull(server, cache, f"{server.url}/manifest.json: files: got ")
-    assert server.asked == ["/a/manifest.json"]
-
-
-def test_server_that_says_nothing(cache, monkeypatch):
-    monkeypatch.setattr(hub, "_TIMEOUT", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
-        with refuses(f"{url}/manifest.json: got timed out, expected a file of a checkpoint. {CHECK}", DataRefused):
-            hub.pull(url)
-
-
-def test_server_that_drips(cache, server, monkeypatch):
-    clock = itertools.count(0, 10**6)
-    monkeypatch.setattr(hub, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    refuses_pull(
-        server, cache, f"{server.url}/manifest.json: got less than 10000 bytes per second, expected a file of a checkpoint. {CHECK}"
-    )
-
-
-@pytest.mark.parametrize(
-    "address", ["http://example.org/a", "ftp://example.org/a", "file:///etc/passwd", "https:///a", "http://127.0.0.1.example.org/a"]
-)
-def test_only_https_is_pulled_from(cache, server, address):
-    message = f"address: got {address!r}, expected https:// or hf://. Only these are pulled from, also after a redirect."
-    with refuses(message):
-        hub.pull(address)
-    if not address.startswith("https"):
-        server.answers[MANIFEST] = (302, {"Location": address}, b"")
-        with pytest.raises(ValueError, match="[Rr]edirect"):
-            hub.pull(server.url)
-
-
-def test_redirect_between_allowed_addresses(cache, server):
-    server.answers["elsewhere"] = (302, {"Location": f"{server.url}/{MANIFEST}"}, b"")
-    assert b"".join(hub._download(f"{server.url}/elsewhere", 10**6)) == b"".join(hub._download(f"{server.url}/{MANIFEST}", 10**6))
-
-
-def test_four_processes_at_once(folder, cache, server):
-    code = f"from layerzoo import hub; print(hub.pull({server.url!r}))"
-    pulls = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=dict(os.environ)) for _ in range(4)]
-    said = {pull.communicate(timeout=120)[0].decode().strip() for pull in pulls}
-    assert [pull.returncode for pull in pulls] == [0] * 4
-    assert said == {str(cache / sha256(folder / MANIFEST))}
-    assert [p.name for p in cache.iterdir()] == [sha256(folder / MANIFEST)]
 
 
 def test_hugging_face(folder, cache, root, monkeypatch):

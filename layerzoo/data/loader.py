@@ -89,8 +89,8 @@ class Loader:
         scale = scale.float().to(feed.device)
         cutout = feed.augment.config.cutout if feed.augment else 0
         holes = torch.from_numpy(feed.augment.holes(index, epoch)).to(feed.device) if cutout else None
-        for step, pixels in enumerate(self.pixels(index, epoch, first), first):
-            part = slice(step * self.local_batch, step * self.local_batch + len(pixels))
+        parts = [slice(i, i + self.local_batch) for i in range(first * self.local_batch, self.count, self.local_batch)]
+        for step, (part, pixels) in enumerate(zip(parts, self.pixels(index, epoch, parts)), first):
             x, y = normalise(pixels.to(feed.device, non_blocking=True), shift, scale), labels[part]
             if cutout:
                 erase(x, holes[:, part], cutout)
@@ -108,8 +108,8 @@ class Loader:
         order = permutation(len(feed.index), feed.augment.seed, epoch, Draw.ORDER)[: self.count * feed.world_size]
         return order[feed.rank :: feed.world_size]
 
-    def pixels(self, index: np.ndarray, epoch: int, first: int) -> Iterator[Tensor]:
-        """Batches of cropped and mirrored images, (B, H, W, 3) uint8, of the samples `index`, from batch `first` on."""
+    def pixels(self, index: np.ndarray, epoch: int, parts: list[slice]) -> Iterator[Tensor]:
+        """For each of the parts of `index`, these samples cropped and mirrored: (B, H, W, 3) uint8."""
         raise NotImplementedError(f"{type(self).__name__} must define pixels()")
 
     batch_sampler = None  # Lightning asks for one where there is a sampler

@@ -25,15 +25,15 @@ class MemoryLoader(Loader):
         super().__init__(feed)
         self.images = images
 
-    def pixels(self, index: np.ndarray, epoch: int, first: int) -> Iterator[Tensor]:
+    def pixels(self, index: np.ndarray, epoch: int, parts: list[slice]) -> Iterator[Tensor]:
         # Any window is a fixed pattern of strides behind its first byte. One index into a view of all windows, each overlapping the
         # next, therefore copies a batch of crops in whole rows, without a loop in Python.
         padded, size = self.padded, self.images.shape[1]
         row = padded.shape[3] * 3
         windows = padded.view(-1).as_strided((padded.numel() - (size - 1) * row - size * 3 + 1, size, size * 3), (1, row, 1))
         starts = torch.from_numpy(self._starts(index, epoch)).to(padded.device)
-        for part in starts.split(self.local_batch)[first:]:
-            yield windows.index_select(0, part).view(len(part), size, size, 3)
+        for part in parts:
+            yield windows.index_select(0, starts[part]).view(-1, size, size, 3)
 
     def _starts(self, index: np.ndarray, epoch: int) -> np.ndarray:
         """Number of the first byte of each sample's window."""

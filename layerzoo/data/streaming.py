@@ -83,16 +83,15 @@ class StreamLoader(Loader):
         self.num_workers, self.timeout = num_workers, timeout
         self.requests: list[tuple[int, np.ndarray, np.ndarray]] = []
 
-    def pixels(self, index: np.ndarray, epoch: int, first: int) -> Iterator[Tensor]:
-        parts = [index[i : i + self.local_batch] for i in range(first * self.local_batch, len(index), self.local_batch)]
-        self.requests[:] = [(epoch, part, self.feed.index[part]) for part in parts]
+    def pixels(self, index: np.ndarray, epoch: int, parts: list[slice]) -> Iterator[Tensor]:
+        self.requests[:] = [(epoch, index[part], self.feed.index[index[part]]) for part in parts]
         batches = iter(self.workers)
-        for part in parts:
+        for _, _, places in self.requests:
             try:
                 batch = next(batches)
             except RuntimeError as error:  # a worker that is dead or stuck
-                names = [self.stream.images.name(int(self.feed.index[part[i]])) for i in (0, -1)]
-                raise RuntimeError(f"no batch of {names[0]} ... {names[1]} from the data workers: {error}. Look there, or lower data.num_workers.") from error
+                first, last = (self.stream.images.name(int(places[i])) for i in (0, -1))
+                raise RuntimeError(f"no batch of {first} ... {last} from the data workers: {error}. Look there, or lower data.num_workers.") from error
             if isinstance(batch, DataRefused):
                 raise batch
             yield batch

@@ -92,10 +92,10 @@ def swin_micro(img_size: int) -> dict:
 
 @_preset
 def coatnet_micro(img_size: int) -> dict:
-    """A small CoAtNet (arXiv 2106.04803): convolution, convolution, attention, attention."""
-    stride = _by_size(img_size, 1, 2, 4)
+    """A small CoAtNet (arXiv 2106.04803): convolution, attention, attention; 0.6 M parameters."""
+    stride = _by_size(img_size, 2, 4, 8)
     return {
-        "model": "pyramid", "dims": [32, 48, 96, 192], "depths": [1, 2, 3, 2], "layer": ["mbconv", "mbconv", "coatnet_attention", "coatnet_attention"],
+        "model": "pyramid", "dims": [32, 64, 128], "depths": [2, 2, 2], "layer": ["mbconv", "coatnet_attention", "coatnet_attention"],
         "stem": {"name": "overlap", "stride": stride}}
 
 

@@ -45,6 +45,8 @@ class RelativeBias(Position):
         table = self.table
         if grid != self.grid:
             table = F.interpolate(table[None], size=(2 * height - 1, 2 * width - 1), mode="bilinear", align_corners=True)[0]
-        # windows of the table start at offset i - (H - 1); read backwards they give T[i - k] for k = 0 .. H - 1
-        windows = table.unfold(1, height, 1).unfold(2, width, 1)
-        return windows.flip(3, 4).reshape(table.shape[0], height * width, height * width)
+        rows, columns = (torch.arange(side, device=table.device) for side in grid)
+        rows = (rows[:, None] - rows + height - 1).flatten()
+        columns = (columns[:, None] - columns + width - 1).flatten()
+        scores = table.index_select(1, rows).index_select(2, columns).unflatten(2, (width, width)).unflatten(1, (height, height))
+        return scores.transpose(2, 3).reshape(-1, height * width, height * width)

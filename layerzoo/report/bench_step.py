@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from layerzoo.config import LoggingConfig, OptimizerConfig, TaskConfig
 from layerzoo.tasks.classify import Classify
-from layerzoo.train.callbacks import Progress, StepMeter
+from layerzoo.train.callbacks import Progress
 from layerzoo.train.loggers import MetricsFile, create_wandb
 
 CLASSES, BATCH, WARM_UP = 10, 32, 50
@@ -41,7 +41,8 @@ class Feed:
     def __init__(self, steps: int, count_calls: bool = False):
         generator = torch.Generator().manual_seed(0)
         self.steps, self.count_calls, self.calls = steps, count_calls, 0
-        self.batch = torch.randn(BATCH, 3, 8, 8, generator=generator), torch.randint(CLASSES, (BATCH,), generator=generator)
+        x = torch.randn(BATCH, 3, 8, 8, generator=generator).to(memory_format=torch.channels_last)  # as the data pipelines give it
+        self.batch = x, torch.randint(CLASSES, (BATCH,), generator=generator)
 
     def __len__(self) -> int:
         return self.steps
@@ -120,9 +121,8 @@ def run_logging(feed: Feed, folder: Path) -> None:
 def _fit_task(feed: Feed, folder: Path, loggers: list) -> None:
     config = TaskConfig(optimizer=OptimizerConfig("sgd", lr=0.01, weight_decay=0.0))
     task = Classify(create_toy(), config, classes=[str(i) for i in range(CLASSES)], steps_per_epoch=len(feed), max_epochs=1)
-    meter = StepMeter(every_n_steps=50)
     saver = ModelCheckpoint(folder, save_on_train_epoch_end=True)
-    _trainer(folder, logger=loggers, callbacks=[meter, Progress(meter), saver], enable_checkpointing=True).fit(task, feed)
+    _trainer(folder, logger=loggers, callbacks=[Progress(every_n_steps=50), saver], enable_checkpointing=True).fit(task, feed)
 
 
 def _trainer(folder: Path, **options: object) -> pl.Trainer:

@@ -30,7 +30,7 @@ from layerzoo.models import create_model
 from layerzoo.recipe import resolved, sha256
 from layerzoo.report.cost import Cost, cost
 from layerzoo.tasks.classify import Classify
-from layerzoo.train.callbacks import PredictionReport, Progress, StepMeter
+from layerzoo.train.callbacks import PredictionReport, Progress
 from layerzoo.train.folder import last_checkpoint, open_folder, versions
 from layerzoo.train.loggers import MetricsFile, create_wandb
 from layerzoo.train.saving import SafeCheckpointIO
@@ -80,10 +80,9 @@ def fit(recipe: Recipe, *, recipe_name: str, resume: str = "never") -> RunResult
     steps = math.ceil(len(data.train_dataloader()) / recipe.trainer.accumulate_grad_batches)
     task = Classify(model, recipe.task, classes=data.classes, steps_per_epoch=steps, max_epochs=recipe.trainer.max_epochs, seed=recipe.seed)
     price = cost(model, (1, data.in_chans, *model.img_size))
-    meter = StepMeter(recipe.trainer.log_every_n_steps)
     saver = ModelCheckpoint(last.parent, filename=last.stem, enable_version_counter=False, save_on_train_epoch_end=True)
     with _loggers(recipe, recipe_name, folder) as loggers:
-        trainer = _trainer(recipe, loggers, [meter, Progress(meter), saver, *_callbacks(recipe)])
+        trainer = _trainer(recipe, loggers, [Progress(recipe.trainer.log_every_n_steps), saver, *_callbacks(recipe)])
         _describe(recipe, data, price, trainer)
         for logger in loggers:
             logger.log_hyperparams({"recipe": resolved(recipe), "recipe_sha256": sha256(recipe), "cost": dataclasses.asdict(price), "versions": versions()})

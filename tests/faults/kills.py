@@ -1,14 +1,17 @@
-"""Kill a save, an overwrite and a publication at every call; print how many deaths each survived. Run as a script, for it forks."""
+"""Kill a save, an overwrite, a publication and a pull at every call; print how many deaths each survived. Run as a script, for it forks."""
 
 import json
+import os
 import shutil
 import sys
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 from inject import dies_at
+from server import serve
 
 from layerzoo import hub
 from layerzoo.checkpoint import save_checkpoint, verify_checkpoint
@@ -18,18 +21,15 @@ OPTIONS = {"classes": [*"abcdefghij"], "mean": [0.5] * 3, "std": [0.25] * 3, "me
 
 
 def old_or_new(folder: Path, old: dict | None, new: dict) -> str:
-    """Which of the two stands there complete: in place, or under the hidden name that the refusal gives."""
-    try:
+    """Which of the two is read: from its place, or from under the hidden name that an overwrite gave it."""
+    if not folder.exists() and old is None:
+        return "none"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         found = verify_checkpoint(folder)
-    except ValueError as refusal:
-        assert "got no folder" in str(refusal), refusal
-        if old is None:
-            return "none"
-        hidden = str(refusal).split("The previous one is ")[1].removesuffix(": rename it back.")
-        assert verify_checkpoint(hidden) == old
-        return "old, hidden"
     assert found in (old, new)
-    return "old" if found == old else "new"
+    assert len(told) == (not folder.exists())
+    return "new" if found == new else "old" if folder.exists() else "old, hidden"
 
 
 def save(work: Path, models: list, overwrite: bool) -> dict:
@@ -71,10 +71,30 @@ def publish(work: Path, models: list) -> dict:
     return ends
 
 
+def pull(work: Path, models: list) -> dict:
+    """Die at each call of a pull: the cache has the whole folder or none, and the next pull leaves nothing else."""
+    source = save_checkpoint(work / "made" / "q", models[0], **OPTIONS)
+    ends, k, died = {}, 0, True
+    with serve(source) as server:
+        while died:
+            k += 1
+            os.environ["LAYERZOO_CACHE"] = str(work / f"cache{k}")
+            died = dies_at(k, partial(hub.pull, server.url))
+            found = [path for path in (work / f"cache{k}").glob("checkpoints/*") if not path.name.startswith(".")]
+            for path in found:
+                verify_checkpoint(path)
+            ends[len(found)] = ends.get(len(found), 0) + 1
+            target = hub.pull(server.url)
+            if not found:
+                assert [*target.parent.iterdir()] == [target], "litter"
+    return ends
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     models = [create_model("hybrid_nano", num_classes=10, img_size=32, options={"dims": [8, 16], "depths": [1, 1]}) for _ in range(2)]
     with tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:
         work = Path(folder)
-        new, over, published = save(work / "a", models, False), save(work / "b", models, True), publish(work / "c", models)
-    print(json.dumps({"new": new, "overwrite": over, "publish": published}))
+        ends = {"new": save(work / "a", models, False), "overwrite": save(work / "b", models, True)}
+        ends |= {"publish": publish(work / "c", models), "pull": pull(work / "d", models)}
+    print(json.dumps(ends))

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forge import OPTIONS
 
 import layerzoo as lz
 from layerzoo.checkpoint import FILES, MANIFEST, load_checkpoint, save_checkpoint, verify_checkpoint
@@ -19,8 +21,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     model = lz.create_model("hybrid_nano", num_classes=10, img_size=32)
-    path = tmp_path_factory.mktemp("f") / "a"
-    return save_checkpoint(path, model, classes=[*"abcdefghij"], mean=[0.5] * 3, std=[0.25] * 3, metrics={"test/top1": 0.5})
+    return save_checkpoint(tmp_path_factory.mktemp("f") / "a", model, **OPTIONS)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -34,7 +35,33 @@ def test_a_death_at_any_call_leaves_the_old_or_the_new_one(tmp_path):
     assert ends["overwrite"].keys() == {"old", "old, hidden", "new"}
     assert ends["overwrite"]["old, hidden"] == 1, "only between the two renames"
     assert ends["publish"].keys() == {"1", "2"}
+    assert ends["pull"].keys() == {"0", "1"}
     assert sum(ends["new"].values()) > 20
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_all_is_on_the_disk_before_it_has_its_name(folder, tmp_path, monkeypatch, overwrite):
+    """Whatever a power cut loses, it loses after the last sync: sizes and order of the syncs, and what the rename finds synced."""
+    target, events, sync, rename = tmp_path / "a", [], os.fsync, os.rename
+    if overwrite:
+        shutil.copytree(folder, target)
+
+    def synced(handle):
+        sync(handle)
+        events.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
+
+    def renamed(source, to):
+        if ".new-" in str(source):
+            files = {path.name: (path.stat().st_ino, path.stat().st_size) for path in Path(source).iterdir()}
+            assert [event for event in events if event in files.values()] == [files[name] for name in (*FILES, MANIFEST)]
+            assert events[-1][0] == Path(source).stat().st_ino, "the folder's own entries"
+            events.clear()
+        rename(source, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    save_checkpoint(target, load_checkpoint(folder), **OPTIONS, overwrite=overwrite)
+    assert [inode for inode, _ in events] == [tmp_path.stat().st_ino], "the name itself"
 
 
 def flip(folder, count, seed):

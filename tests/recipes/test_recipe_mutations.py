@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from layerzoo.recipe import RecipeError, find_recipe, list_recipes, read_recipe
+from layerzoo.strict_yaml import parse_option
 
 KEY = re.compile(r"^( *)(\w+):(.*)$")
 REQUIRED = {"meta", "meta.summary", "model", "model.name", "data", "data.source"}
@@ -120,8 +121,8 @@ def test_wrong_types(tmp_path):
         value = KEY.match(lines[i])[3].strip()
         if not value or key.startswith("task.optimizer.options."):  # the optimiser checks these
             continue
-        number = re.fullmatch(r"[\d.e-]+", value)
-        wrong = "[1, 2]" if count % 3 == 0 else "{a: b}" if count % 3 == 1 else "word" if number or value in ("true", "false") else "17"
+        kind = type(parse_option("", value, ""))
+        wrong = ("word" if kind is list else "[1, 2]", "{a: b}", "17" if kind is str else "word")[count % 3]
         message = refusal(tmp_path, [*lines[:i], f"{lines[i].partition(':')[0]}: {wrong}", *lines[i + 1:]])
         assert message.startswith(f"FILE:{i + 1}: {key}"), (key, wrong, message)
         assert "\n  expected: " in message and "\n  do: " in message

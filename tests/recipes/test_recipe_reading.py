@@ -59,7 +59,8 @@ YAML = {
     "duplicate key": (SMALL + "seed: 1\nseed: 2\n",
         "FILE:8: seed\n  got: the key again, first on line 7\n  expected: each key once\n  do: Delete one of the two."),
     "duplicate section": (SMALL + "data:\n  source: digits\n", "FILE:7: data\n  got: the key again, first on line 5"),
-    "number as key": (SMALL + "1: a\n", "FILE:7: recipe\n  got: 1 (int) as a key\n  expected: a name"),
+    "number as key": (
+        SMALL + "1: a\n", "FILE:7: recipe\n  got: 1 (int) as a key\n  expected: a name\n  do: Write the name of an option."),
     "switch as key": (SMALL + "no: a\n", "FILE:7: key\n  got: no without quotes"),
 }
 
@@ -140,6 +141,9 @@ WRONG = {
     "layer": (["model.layer=mhsaa"], "model.layer\n  got: 'mhsaa'\n  expected: a known layer such as mhsa,"),
     "layer in a dict": (["model.layer={name: mhsaa}"], "model.layer.name\n  got: 'mhsaa'"),
     "layer in a list": (["model.layer=[mhsa, mhsaa]"], "model.layer.1\n  got: 'mhsaa'"),
+    "misspelt name of a layer": (
+        ["model.layer={nme: mhsa}"],
+        "model.layer.nme\n  got: the unknown key 'nme'\n  expected: the key that names the layer, such as name\n"),
     "whole block in a ViT": (["model.layer=basic"], "model.layer\n  got: 'basic'\n  expected: a known layer"),
     "layer without a name": (["model.layer={num_heads: 3}"],
         "model.layer\n  got: a mapping without name\n  expected: {name: a layer, option: value}\n  do: Add name: to model.layer."),
@@ -173,6 +177,8 @@ WRONG = {
     "callback key": (["trainer.callbacks=[{class_path: timm.A, args: {}}]"],
         "trainer.callbacks.0.args\n  got: the unknown key 'args'\n  expected: a key of a callback, such as init_args"),
     "no value": (["seed"], "command line: seed\n  got: seed\n  expected: key=value"),
+    "remedy for no value": (["seed"], "do: Write for example --model.layer nystrom."),
+    "remedy for a model": (["model.name=resnet81"], "do: Write resnet18. `layerzoo list models` lists all."),
     "no key": (["data..x=1"], "command line: data..x\n  got: data..x=1\n  expected: key=value"),
     "bad brackets": (["model.layer={name: mhsa"], "command line:1: syntax\n  got: expected ',' or '}'"),
     "option of a list": (["trainer.callbacks=[]", "trainer.callbacks.x=1"],
@@ -264,6 +270,28 @@ def test_a_file_that_cannot_be_read(recipe):
     path = recipe(SMALL)
     Path(path).chmod(0)
     assert "got: permission denied\n  expected: a file that can be read" in refusal(path)
+
+
+def test_recipes_that_are_no_plain_files(tmp_path, monkeypatch):
+    (tmp_path / "recipes" / "folder.yaml").mkdir(parents=True)
+    (tmp_path / "recipes" / "gone.yaml").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert refusal("folder") == (
+        "recipes/folder.yaml: recipe\n  got: no plain file\n  expected: a file of at most 65536 bytes\n  do: Give the path of one recipe.")
+    assert refusal("gone").endswith("got: no such file or directory\n  expected: a file that can be read\n  do: Check its permissions.")
+
+
+def test_what_is_long_is_cut_short(recipe):
+    """And takes no long time: digits and underscores are what a number pattern is slowest at."""
+    assert max(map(len, refusal(recipe(SMALL + f"{'k' * 50000}: 1\n")).splitlines())) < 300
+    assert read_recipe(recipe(SMALL.replace("summary: s", f"summary: {'1_' * 25000}x"))).meta.summary.endswith("_x")
+
+
+def test_sources_are_those_that_the_data_room_opens():
+    from layerzoo.data.sources import TIMM_PACKAGES
+    from layerzoo.recipe_check import SOURCES
+
+    assert SOURCES == tuple(f"{scheme}/" for scheme in TIMM_PACKAGES)
 
 
 def test_names_come_from_the_current_folder_first(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def test_the_name_says_what_it_holds(name):
     recipe = read_recipe(name)
     data, _, model = name.rpartition("/")
     layer = recipe.model.layer["name"] if recipe.model.layer else ""
-    assert model in ("quickstart", "speedrun") or model in (recipe.model.name, layer)
+    assert model in ("quickstart", "speedrun", "speedrun_wide") or model in (recipe.model.name, layer)
     source, size = {
         "": ("digits", 32), "cifar10": ("torch/cifar10", 32), "cifar100": ("torch/cifar100", 32),
         "imagenet50": ("folder:data/imagenet50", 64), "imagenet": ("folder:data/imagenet", 224)}[data]

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from toy import QUIET, ToyData, toy_task
 
-from layerzoo.train.callbacks import Progress, StepMeter, PredictionReport, draw_wrong
+from layerzoo.train.callbacks import PredictionReport, Progress, StepMeter, draw_wrong
 
 
 class Rows(Logger):
@@ -115,8 +115,7 @@ def test_no_checkpoint_of_weights_that_are_not_finite(tmp_path):
 
 
 def test_one_line_per_epoch(capfd):
-    meter = StepMeter(every_n_steps=4)
-    fit([meter, Progress(meter)])
+    fit([Progress(every_n_steps=4)])
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
     form = r"epoch 2/2  train/loss \d\.\d{4}  \d+ images/s  val/loss \d\.\d{4}  val/top1 0\.\d{4}  val/top5 \d\.\d{4}  \d+\.\d s"
@@ -125,9 +124,8 @@ def test_one_line_per_epoch(capfd):
 
 def test_bar_on_a_terminal(monkeypatch, capfd):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    meter = StepMeter(every_n_steps=4)
-    progress = Progress(meter)
-    fit([meter, progress])
+    progress = Progress(every_n_steps=4)
+    fit([progress])
     assert progress.bar.total == progress.bar.n == 12 and progress.bar.disable
     assert capfd.readouterr().out.count("epoch 2/2") == 1
 

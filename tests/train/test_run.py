@@ -1,7 +1,6 @@
 """fit, evaluate and predict from end to end, on a sliver of the digits."""
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -11,14 +10,23 @@ import time
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import wandb_reader
 from torch import nn
 
 import layerzoo as lz
-from layerzoo.config import AugmentConfig, DataConfig, LoggingConfig, MetaConfig, ModelConfig, OptimizerConfig, Recipe, TaskConfig, TrainerConfig
-from layerzoo.recipe import read_recipe, save, sha256
+from layerzoo.config import (
+    AugmentConfig,
+    DataConfig,
+    LoggingConfig,
+    MetaConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    TaskConfig,
+    TrainerConfig,
+)
+from layerzoo.recipe import save, sha256
 from layerzoo.train import run
 from layerzoo.train.callbacks import Progress
 from layerzoo.train.loggers import read_metrics
@@ -51,7 +59,7 @@ def test_a_run_from_end_to_end(recipe, capsys):
     assert {p.name for p in folder.iterdir()} == {
         "recipe.yaml", "env.json", "metrics.jsonl", "ckpt", "checkpoint", "confusion_matrix.png", "wrong_predictions.png"}
     for line in (
-        f"run    {folder}\n", "data   digits: 10 classes, 144 train, 355 val, 355 test\n", r"model  vit_tiny: 0.00\d M parameters, \d",
+        f"run    {folder}\n", "data   digits: 10 classes, 143 train, 355 val, 355 test\n", r"model  vit_tiny: 0\.9\d\d M parameters, \d",
         "batch  16 = 1 x cpu x 16\n", r"epoch 3/3  train/loss \d"):
         assert re.search(line, out), line
 
@@ -84,7 +92,7 @@ def test_resumed_run_equals_the_unbroken_one(recipe, monkeypatch):
         pass
 
     def die(self, trainer, *args):
-        if trainer.global_step == 14:  # nine steps an epoch: in the second
+        if trainer.global_step == 14:  # eight steps an epoch: in the second
             raise Killed
 
     monkeypatch.setattr(Progress, "on_train_batch_end", die)
@@ -92,7 +100,7 @@ def test_resumed_run_equals_the_unbroken_one(recipe, monkeypatch):
         run.fit(recipe, recipe_name="parts")
     monkeypatch.undo()
     parts = run.fit(recipe, recipe_name="parts", resume="auto")
-    assert rows(parts.folder) == rows(whole.folder) and len(rows(whole.folder)) == 3 * 4 + 1
+    assert rows(parts.folder) == rows(whole.folder) and len(rows(whole.folder)) == 3 * 3 + 1
     ours, theirs = (lz.load(r.checkpoint).state_dict() for r in (whole, parts))
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     again = run.fit(recipe, recipe_name="parts", resume=str(parts.folder))  # nothing left to train
@@ -117,7 +125,7 @@ def test_divergence_ends_the_run_without_a_checkpoint(recipe):
 def test_whitening_sees_normalised_training_images(recipe):
     recipe = changed(changed(recipe, "trainer", max_epochs=1), "model", name="speednet", drop_path=None, options={})
     model = lz.load(run.fit(recipe, recipe_name="toy").checkpoint)
-    images = run._data(recipe).training_images(144)
+    images = run._data(recipe).training_images(143)
     patches = nn.functional.unfold(images, 2).transpose(1, 2).flatten(0, 1)
     white = patches @ model.stem.filters[:12].flatten(1).T
     assert (white.T @ white / len(white)).diagonal()[0].item() == pytest.approx(1, abs=0.05)
@@ -126,7 +134,7 @@ def test_whitening_sees_normalised_training_images(recipe):
 def test_accumulation_splits_the_batch(recipe):
     recipe = changed(recipe, "trainer", max_epochs=1, accumulate_grad_batches=2)
     result = run.fit(recipe, recipe_name="toy")
-    assert [r["step"] for r in rows(result.folder) if "train/loss" in r] == [4, 8, 9]
+    assert [r["step"] for r in rows(result.folder) if "train/loss" in r] == [4, 8, 9]  # 17 batches of 8
     message = "data.batch_size: got 16, expected a multiple of trainer.accumulate_grad_batches = 3. Use 15."
     with pytest.raises(ValueError, match=re.escape(message)):
         run.fit(changed(recipe, "trainer", accumulate_grad_batches=3), recipe_name="toy")
@@ -158,7 +166,6 @@ def test_secrets_reach_no_file_and_the_artifact_is_logged(recipe, monkeypatch):
         assert path.is_dir() or not any(secret.encode() in path.read_bytes() for secret in secrets.values()), path
     [file] = result.folder.glob("wandb/offline-run-*/*.wandb")
     logged = wandb_reader.read(file)
-    print(logged['config'])
     assert logged["config"]["recipe"]["model"]["name"] == "vit_tiny" and logged["config"]["recipe_sha256"] == sha256(recipe)
     assert logged["config"]["cost"].keys() == {"params", "flops", "activation_bytes"} and "torch" in logged["config"]["versions"]
     assert logged["exit_code"] == 0 and (logged["group"], logged["name"]) == ("toy/b", "toy/b-s0")
@@ -224,4 +231,4 @@ def test_asked_to_terminate(recipe, tmp_path):
 def test_divergence_ends_the_command_with_1(recipe, tmp_path):
     process = command(recipe, tmp_path, "--task.optimizer.name", "sgd", "--task.optimizer.lr", "1e30")
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "FloatingPointError: training loss at step" in out
+    assert process.returncode == 1 and re.search(r"^training loss at step \d is (nan|inf)\. Lower", out, re.MULTILINE)

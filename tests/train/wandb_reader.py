@@ -34,10 +34,15 @@ def read(path: Path) -> dict:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run["id"], run["group"], run["name"] = record.run.run_id, record.run.run_group, record.run.display_name
+            run["config"] |= _values(record.run.config.update)
         elif kind == "config":
-            run["config"] |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.config.update}
+            run["config"] |= _values(record.config.update)
         elif kind == "history":
-            run["history"].append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+            run["history"].append(_values(record.history.item))
         elif kind == "exit":
             run["exit_code"] = record.exit.exit_code
     return run
+
+
+def _values(items) -> dict:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
