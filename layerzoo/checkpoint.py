@@ -64,7 +64,8 @@ def save_checkpoint(
     for what, (values, count) in counts.items():
         if len(values) != count:
             raise bad_value(what, got=f"{len(values)} values", expected=f"{count}, as the model has", do="Pass one per class or channel.")
-    versions = {"python": platform.python_version()} | {package: importlib.metadata.version(package) for package in ("torch", "timm", "layerzoo")}
+    packages = ("torch", "timm", "layerzoo")
+    versions = {"python": platform.python_version()} | {package: importlib.metadata.version(package) for package in packages}
     name = recipe["model"]["name"] if recipe else model.config["model"]
     manifest = {
         "model": name, "format": FORMAT, "versions": versions, "recipe_name": recipe_name, "recipe_sha256": recipe_sha256, "recipe": recipe,

@@ -150,6 +150,7 @@ def _start(args: argparse.Namespace) -> tuple[Recipe, str]:
     for logger in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while a neighbour runs cost up to twenty times their work
     check_build(recipe, args.recipe)
     return recipe, name
 

@@ -29,7 +29,8 @@ _ROOT = Path(__file__).parent
 _SHIPPED = _ROOT.parent / "checkpoints" if (_ROOT.parent / "pyproject.toml").is_file() else _ROOT / "_checkpoints"
 _INDEX, _FORMAT = "index.json", 1
 _ENTRY = {
-    "manifest_sha256": str, "sources": list, "bytes": int, "model": str, "recipe": str, "metrics": dict, "num_classes": int, "input_size": list}
+    "manifest_sha256": str, "sources": list, "bytes": int, "model": str, "recipe": str, "metrics": dict, "num_classes": int,
+    "input_size": list}
 _NAME = re.compile(r"(?!index\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TIMEOUT = 30.0  # seconds without a byte
 _SLOWEST = 10_000  # bytes per second over a whole file

@@ -80,7 +80,8 @@ def test_card(tmp_path):
     import yaml
 
     recipe = {
-        "meta": {"command": "layerzoo fit x", "summary": "A small net."}, "model": {"name": "hybrid_nano"}, "data": {"source": "torch/cifar10"}}
+        "meta": {"command": "layerzoo fit x", "summary": "A small net."}, "model": {"name": "hybrid_nano"},
+        "data": {"source": "torch/cifar10"}}
     text = (save_checkpoint(tmp_path / "a", create(), **OPTIONS, recipe=recipe) / CARD).read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["library_name"] == "layerzoo"

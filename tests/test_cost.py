@@ -75,3 +75,9 @@ def test_preset_equals_timm():
     ours = lz.create_model("vit_tiny", num_classes=10, img_size=224)
     shape = (1, 3, 224, 224)
     assert (lz.cost(ours, shape).flops, lz.cost(ours, shape).params) == (lz.cost(reference, shape).flops, lz.cost(reference, shape).params)
+
+
+def test_a_model_on_the_meta_device_costs_the_same():
+    with torch.device("meta"):
+        model = lz.create_model("hybrid_nano", num_classes=10, img_size=32)
+    assert lz.cost(model, (1, 3, 32, 32)) == lz.cost(lz.create_model("hybrid_nano", num_classes=10, img_size=32), (1, 3, 32, 32))

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerzoo.data.images import fit_image
 from layerzoo.data.sources import ImageSet
+from layerzoo.data.workers import TIMEOUT, cores, watched
 from layerzoo.errors import DataRefused, bad_value
 
-WORKER_TIMEOUT = 120  # seconds without a batch from a worker process
 _CHUNK_BYTES = 2**20  # passed from worker to parent at once; containers often have 64 MB of shared memory
 _ALONE = 2000  # images that one process decodes before others would have started
 _STALE = 24 * 3600  # seconds after which an unfinished cache file is swept
@@ -109,16 +109,12 @@ class _Chunks(Dataset):
         return pixels, errors
 
 
-def _in_parallel(images: ImageSet, size: int) -> DataLoader:
+def _in_parallel(images: ImageSet, size: int) -> Iterator[tuple[Tensor, list[str]]]:
     step = max(1, _CHUNK_BYTES // (3 * size**2))
     chunks = [range(i, min(i + step, len(images))) for i in range(0, len(images), step)]
-    workers = 0 if len(images) < _ALONE else min(16, _cores())
-    return DataLoader(_Chunks(images, size), sampler=chunks, batch_size=None, num_workers=workers, timeout=WORKER_TIMEOUT if workers else 0)
-
-
-def _cores() -> int:
-    """Of this process, which may be fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = 0 if len(images) < _ALONE else min(16, cores())
+    loader = DataLoader(_Chunks(images, size), sampler=chunks, batch_size=None, num_workers=workers, timeout=TIMEOUT if workers else 0)
+    return watched(loader, lambda k: f"{images.name(chunks[k][0])} ... {images.name(chunks[k][-1])}")
 
 
 def _in_order(images: Iterable[Image.Image], size: int) -> Iterator[tuple[Tensor, list[str]]]:

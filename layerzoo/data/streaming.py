@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerzoo.config import AugmentConfig
 from layerzoo.data.augment import Augment, pad
-from layerzoo.data.cache import WORKER_TIMEOUT
 from layerzoo.data.images import fit_image
 from layerzoo.data.loader import Feed, Loader
 from layerzoo.data.sources import ImageSet
+from layerzoo.data.workers import TIMEOUT, watched
 from layerzoo.errors import DataRefused, bad_value
 
 _NUMBER = r"\d+(\.\d+)?"
@@ -77,7 +77,7 @@ class StreamLoader(Loader):
         timeout: seconds to wait for a batch before giving the workers up.
     """
 
-    def __init__(self, images: ImageSet, size: int, feed: Feed, num_workers: int, timeout: float = WORKER_TIMEOUT):
+    def __init__(self, images: ImageSet, size: int, feed: Feed, num_workers: int, timeout: float = TIMEOUT):
         super().__init__(feed)
         self.stream = Stream(images, size, feed.augment)
         self.num_workers, self.timeout = num_workers, timeout
@@ -85,16 +85,14 @@ class StreamLoader(Loader):
 
     def pixels(self, index: np.ndarray, epoch: int, parts: list[slice]) -> Iterator[Tensor]:
         self.requests[:] = [(epoch, index[part], self.feed.index[index[part]]) for part in parts]
-        batches = iter(self.workers)
-        for _, _, places in self.requests:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:  # a worker that is dead or stuck
-                first, last = (self.stream.images.name(int(places[i])) for i in (0, -1))
-                raise RuntimeError(f"no batch of {first} ... {last} from the data workers: {error}. Look there, or lower data.num_workers.") from error
+        for batch in watched(self.workers, self._describe):
             if isinstance(batch, DataRefused):
                 raise batch
             yield batch
+
+    def _describe(self, k: int) -> str:
+        _, _, places = self.requests[k]
+        return " ... ".join(self.stream.images.name(int(places[i])) for i in (0, -1))
 
     @cached_property
     def workers(self) -> DataLoader:

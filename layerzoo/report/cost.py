@@ -52,7 +52,7 @@ def cost(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.f
             meta = {k: torch.empty_like(v, device="meta") for k, v in tensors.items()}
             torch.func.functional_call(module, meta, (torch.empty(shape, dtype=dtype),))
         with FakeTensorMode() as fake:
-            copies = {k: fake.from_tensor(v) if v.device.type != "meta" else torch.empty_like(v, device="cpu") for k, v in tensors.items()}
+            copies = {k: fake.from_tensor(v) if v.device.type != "meta" else torch.empty(v.shape, dtype=v.dtype, device="cpu", requires_grad=v.requires_grad) for k, v in tensors.items()}
             x = torch.empty(shape, dtype=dtype, device=device if device.type != "meta" else "cpu", requires_grad=dtype.is_floating_point)
             with _LiveBytes() as live:
                 torch.func.functional_call(module, copies, (x,))

@@ -98,6 +98,7 @@ def create_wandb(config: LoggingConfig, folder: Path, *, name: str, group: str) 
             return _start(config, folder, "online", name, group)
         except wandb.Error as error:
             reason = f"no run could be started: {str(error).splitlines()[0]}"
+            wandb.teardown()  # which gives the run's id free again
     logger = _start(config, folder, "offline", name, group)
     print(f"W&B: offline ({reason}); to upload: wandb sync {Path(logger.experiment.dir).parent}")
     return logger
@@ -110,7 +111,7 @@ def _start(config: LoggingConfig, folder: Path, mode: str, name: str, group: str
     kept = Path(folder) / "wandb_id"
     if not kept.exists():
         kept.write_text(secrets.token_hex(4), encoding="utf-8")
-    settings = wandb.Settings(init_timeout=20, finish_timeout=60, silent=mode == "offline")
+    settings = wandb.Settings(init_timeout=10, finish_timeout=60, silent=mode == "offline")
     run = wandb.init(
         project=config.project, name=name, group=group, id=kept.read_text(encoding="utf-8"), dir=folder, mode=mode, resume="allow",
         settings=settings)  # not left to WandbLogger, which passes an option that W&B deprecates

@@ -170,7 +170,7 @@ def test_several_processes_give_the_same(images, monkeypatch, capsys):
     alone = decode(images(), 8)
     monkeypatch.setattr(cache, "_ALONE", 1)
     monkeypatch.setattr(cache, "_CHUNK_BYTES", 400)
-    monkeypatch.setattr(cache, "_cores", lambda: 2)
+    monkeypatch.setattr(cache, "cores", lambda: 2)
     assert torch.equal(decode(images(), 8), alone)
     assert re.search(r"decoded set-train: 5 images in \d+\.\d s", capsys.readouterr().err)
     Path(images().name(4)).write_bytes(b"")

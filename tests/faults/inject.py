@@ -1,6 +1,7 @@
 """Die before the k-th system call that changes or syncs a file, for every k: the windows that random kills miss."""
 
 import builtins
+import io
 import os
 from collections.abc import Callable
 
@@ -67,9 +68,9 @@ def _arm(k: int) -> None:
     create = builtins.open
 
     def open_halves(path, mode="r", *args, **kwargs):
-        if "x" not in mode:
+        if not set(mode) & set("wax+"):
             return create(path, mode, *args, **kwargs)
         count()
         return _Halves(create(path, mode, *args, **kwargs), count)
 
-    builtins.open = open_halves
+    builtins.open = io.open = open_halves  # pathlib's is that of io

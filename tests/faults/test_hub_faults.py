@@ -101,6 +101,14 @@ def test_manifest_without_end(cache, server, monkeypatch):
     refuses_pull(server, cache, f"{server.url}/manifest.json: got more than 1000 bytes, expected a manifest. {CHECK}")
 
 
+def test_server_is_not_heard_out(server):
+    """Pieces are taken as they come, so that the clock is read between them, and none far beyond the size stated."""
+    server.answers[WEIGHTS] = (200, {}, b"x" * 2**24)
+    assert sum(map(len, hub._download(f"{server.url}/{WEIGHTS}", 10))) <= 10 + hub._CHUNK
+    server.answers[WEIGHTS], server.pause = (200, {}, b"x" * 1000), 0.02
+    assert len([*hub._download(f"{server.url}/{WEIGHTS}", 1000)]) > 1
+
+
 def test_hostile_manifest_from_a_server(cache, server):
     manifest = {"format": 1, "files": {"../evil": {"bytes": 1, "sha256": "0" * 64}}}
     manifest["sha256"] = hashlib.sha256(checkpoint.to_json(manifest)).hexdigest()
@@ -148,7 +156,8 @@ def test_redirect_keeps_its_scheme(cache, server):
 
 def test_cache_that_cannot_be_written(folder, cache, server, monkeypatch):
     cache.parent.write_text("a file in its place")
-    message = f"cache {cache}: got [Errno 20] Not a directory: '{cache}', expected a folder to write in. Free space there, or set LAYERZOO_CACHE"
+    do = "Free space there, or set LAYERZOO_CACHE to another folder."
+    message = f"cache {cache}: got [Errno 20] Not a directory: '{cache}', expected a folder to write in. {do}"
     with refuses(message, hub.CacheRefused) as refusal:
         hub.pull(server.url)
     assert refusal.value.exit_code == 74

@@ -76,6 +76,7 @@ def images(tmp_path_factory):
     return root
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:The number of training batches")
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_runs_two_steps(name, images, tmp_path):
     from layerzoo.train import run

@@ -69,12 +69,12 @@ def test_options_reach_the_optimiser():
     assert sorted(g["weight_decay"] for g in optimizer.param_groups) == [0.0, 0.01]
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("adamwx", {}, "optimizer: got 'adamwx', expected a known name such as adamw"),
-    ("adamw", {"beta": 1}, "option of adamw: got 'beta', expected a known name such as betas"),
+@pytest.mark.parametrize("name, options, start, end", [
+    ("adamwx", {}, "optimizer: got 'adamwx', expected a known name such as adamw", "timm.optim.list_optimizers() lists all."),
+    ("adamw", {"beta": 1}, "option of adamw: got 'beta', expected a known name such as betas", "help(timm.optim.get_optimizer_class('adamw')) lists all."),
 ])
-def test_refused(name, options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_refused(name, options, start, end):
+    with pytest.raises(ValueError, match=f"^{re.escape(start)}.*{re.escape(end)}$"):
         create_optimizer(nn.Linear(2, 2), OptimizerConfig(name, options=options))
 
 
