@@ -139,7 +139,7 @@ class ImageData(pl.LightningDataModule):
             raise bad_value(
                 "data.pipeline", got=f"streaming for {config.source}", expected="memory: this source can only be read from first to last, so its order cannot be drawn",
                 do=f"Use data.pipeline: memory{' without ' + ' and '.join(self.streamed) if self.streamed else ''}, or a source with random access such as hfds/.")
-        limit = f"at most {MEMORY_LIMIT / 2**30:.0f} GiB"
+        limit = f"{MEMORY_LIMIT / 2**30:.0f} GiB"
         if config.pipeline == "memory":
             return True, f"in memory, as asked: {size}"
         if sequential:
@@ -148,7 +148,7 @@ class ImageData(pl.LightningDataModule):
             why = "as asked" if config.pipeline == "streaming" else f"for {' and '.join(self.streamed)}"
             return False, f"streamed by {config.num_workers} workers, {why}: {size}"
         if needed <= MEMORY_LIMIT:
-            return True, f"in memory, as it takes {limit}: {size}"
+            return True, f"in memory, as it takes at most {limit}: {size}"
         return False, f"streamed by {config.num_workers} workers, as it takes more than {limit}: {size}"
 
     def _split(self) -> tuple[dict[str, tuple[str, np.ndarray]], str]:

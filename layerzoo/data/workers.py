@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 
 from torch.utils.data import DataLoader
 
@@ -23,7 +25,6 @@ def watched(loader: DataLoader, describe: Callable[[int], str]) -> Iterator:
         describe: says in words what result k is made of.
     Raises:
         RuntimeError: if a worker is dead or stuck, with what was waited for; a dead one may have been some results ahead.
-            All workers are killed then, since Python would wait at its end for one that is stopped.
     """
     results, count = iter(loader), 0
     while True:
@@ -32,9 +33,15 @@ def watched(loader: DataLoader, describe: Callable[[int], str]) -> Iterator:
         except StopIteration:
             return
         except RuntimeError as error:
-            for worker in getattr(results, "_workers", ()):
-                worker.kill()
+            _wake(getattr(results, "_workers", ()))
             raise RuntimeError(
                 f"while waiting for {describe(count)}: {error}. Look at these files and the next, or lower data.num_workers.") from error
         yield result
         count += 1
+
+
+def _wake(workers: Iterable[BaseProcess]) -> None:
+    """One that is stopped would not hear torch ask it to end, and Python would wait for it for ever."""
+    for worker in workers:
+        if hasattr(signal, "SIGCONT") and worker.is_alive():
+            os.kill(worker.pid, signal.SIGCONT)

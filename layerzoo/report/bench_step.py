@@ -115,7 +115,7 @@ def run_logging(feed: Feed, folder: Path) -> None:
     """The same with W&B."""
     wandb = create_wandb(LoggingConfig(wandb="offline"), folder, name="bench_step", group="bench_step")
     _fit_task(feed, folder, [MetricsFile(folder), wandb])
-    wandb.experiment.finish()
+    wandb.finish(0)
 
 
 def _fit_task(feed: Feed, folder: Path, loggers: list) -> None:

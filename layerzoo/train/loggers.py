@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -11,16 +12,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from layerzoo.config import LoggingConfig
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import WandbLogger
 
 
 class MetricsFile(Logger):
@@ -72,7 +70,43 @@ def _key(row: dict) -> tuple:
     return row["step"], *sorted(row.keys())
 
 
-def create_wandb(config: LoggingConfig, folder: Path, *, name: str, group: str) -> WandbLogger | None:
+def _patient(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def call(self: PatientWandbLogger, *args: object, **options: object) -> None:
+        if self.working:
+            try:
+                method(self, *args, **options)
+            except Exception as error:  # noqa: BLE001  W&B names no base of its errors: a service that died gives a dozen kinds
+                self.working = False
+                print(f"W&B: stopped ({type(error).__name__}: {error}); the run goes on, and metrics.jsonl is complete", flush=True)
+
+    return call
+
+
+class PatientWandbLogger(WandbLogger):
+    """W&B whose failures never stop a run: the first is said, after which nothing more is sent."""
+
+    working = True
+    log_metrics = _patient(WandbLogger.log_metrics)
+    log_hyperparams = _patient(WandbLogger.log_hyperparams)
+    log_image = _patient(WandbLogger.log_image)
+
+    @_patient
+    def upload(self, folder: Path, name: str, metrics: dict[str, float]) -> None:
+        """A checkpoint folder, as an artifact of type "model"."""
+        import wandb
+
+        artifact = wandb.Artifact(name, type="model", metadata=metrics)
+        artifact.add_dir(str(folder))
+        self.experiment.log_artifact(artifact)
+
+    @_patient
+    def finish(self, code: int) -> None:
+        """End the run with an exit code."""
+        self.experiment.finish(exit_code=code)
+
+
+def create_wandb(config: LoggingConfig, folder: Path, *, name: str, group: str) -> PatientWandbLogger | None:
     """A W&B logger whose run has begun, online if that works, else offline; None where W&B is disabled or not installed.
 
     "auto" follows WANDB_MODE if that is set. It never asks, and waits at most half a minute for a server. The run's id
@@ -104,9 +138,8 @@ def create_wandb(config: LoggingConfig, folder: Path, *, name: str, group: str) 
     return logger
 
 
-def _start(config: LoggingConfig, folder: Path, mode: str, name: str, group: str) -> WandbLogger:
+def _start(config: LoggingConfig, folder: Path, mode: str, name: str, group: str) -> PatientWandbLogger:
     import wandb
-    from pytorch_lightning.loggers import WandbLogger
 
     kept = Path(folder) / "wandb_id"
     if not kept.exists():
@@ -117,7 +150,7 @@ def _start(config: LoggingConfig, folder: Path, mode: str, name: str, group: str
         settings=settings)  # not left to WandbLogger, which passes an option that W&B deprecates
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=run, project=config.project, name=name, id=run.id, save_dir=folder)
+    return PatientWandbLogger(experiment=run, project=config.project, name=name, id=run.id, save_dir=folder)
 
 
 def _why_offline() -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -32,7 +32,7 @@ from layerzoo.report.cost import Cost, cost
 from layerzoo.tasks.classify import Classify
 from layerzoo.train.callbacks import PredictionReport, Progress
 from layerzoo.train.folder import last_checkpoint, open_folder, versions
-from layerzoo.train.loggers import MetricsFile, create_wandb
+from layerzoo.train.loggers import MetricsFile, PatientWandbLogger, create_wandb
 from layerzoo.train.saving import SafeCheckpointIO
 
 WHITENING_IMAGES = 5000
@@ -96,8 +96,9 @@ def fit(recipe: Recipe, *, recipe_name: str, resume: str = "never") -> RunResult
             save_checkpoint(
                 published, task.final_model, classes=data.classes, mean=data.mean, std=data.std, metrics=metrics, recipe=resolved(recipe),
                 recipe_sha256=sha256(recipe), recipe_name=recipe_name, overwrite=resumed is not None)
-            if recipe.logging.log_model:
-                _upload(loggers, published, recipe_name, metrics)
+            for logger in loggers:
+                if recipe.logging.log_model and isinstance(logger, PatientWandbLogger):
+                    logger.upload(published, recipe_name.replace("/", "-"), metrics)
     folder = trainer.strategy.broadcast(folder)  # only rank 0 chose it
     return RunResult(folder, metrics, folder / published.name)
 
@@ -188,18 +189,7 @@ def _loggers(recipe: Recipe, recipe_name: str, folder: Path) -> Iterator[list[Lo
         code = 0
     finally:
         if wandb:
-            wandb.experiment.finish(exit_code=code)
-
-
-def _upload(loggers: list[Logger], published: Path, recipe_name: str, metrics: dict[str, float]) -> None:
-    """The checkpoint folder as a W&B artifact."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            artifact = wandb.Artifact(recipe_name.replace("/", "-"), type="model", metadata=metrics)
-            artifact.add_dir(str(published))
-            logger.experiment.log_artifact(artifact)
+            wandb.finish(code)
 
 
 def _describe(recipe: Recipe, data: ImageData, price: Cost, trainer: pl.Trainer) -> None:

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
+import signal
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -96,7 +100,7 @@ def test_offline_run_holds_metrics_configuration_and_pictures(tmp_path, capsys):
     trainer = pl.Trainer(logger=[logger, MetricsFile(tmp_path)], callbacks=[StepMeter(every_n_steps=4), report], **options)
     trainer.fit(task, datamodule=ToyData())
     [metrics] = trainer.test(task, datamodule=ToyData(), verbose=False)
-    logger.experiment.finish(exit_code=0)
+    logger.finish(0)
 
     [file] = tmp_path.glob("wandb/offline-run-*/*.wandb")
     run = wandb_reader.read(file)
@@ -121,7 +125,7 @@ def test_identity_survives_a_restart(tmp_path):
     for _ in range(2):
         logger = create_wandb(LoggingConfig(wandb="offline"), tmp_path, name="a", group="b")
         ids.append(logger.experiment.id)
-        logger.experiment.finish()
+        logger.finish(0)
     assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text()
 
 
@@ -157,7 +161,7 @@ def test_unreachable_server(tmp_path, monkeypatch, capfd, server, mode):
     start = time.monotonic()
     logger = create_wandb(LoggingConfig(wandb=mode), tmp_path, name="a", group="b")
     logger.log_metrics({"x": 1.0}, step=1)
-    logger.experiment.finish()
+    logger.finish(0)
     assert time.monotonic() - start < 15
     close()
     assert f"W&B: offline ({address} does not answer)" in capfd.readouterr().out
@@ -167,18 +171,47 @@ def test_unreachable_server(tmp_path, monkeypatch, capfd, server, mode):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
 
 
-def test_server_that_answers_but_refuses_the_run(tmp_path, monkeypatch, capsys):
-    def broken(**options):
-        if options["mode"] == "online":
-            raise wandb.errors.CommError("it broke\nin two lines")
-        return start(**options)
+@pytest.mark.parametrize("key", [KEY, "short"])
+def test_server_that_refuses(tmp_path, monkeypatch, capfd, key):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.end_headers()
 
-    start = wandb.init
-    monkeypatch.setattr(loggers, "_why_offline", lambda: "")
-    monkeypatch.setattr(wandb, "init", broken)
-    logger = create_wandb(LoggingConfig(wandb="online"), tmp_path, name="a", group="b")
-    assert "W&B: offline (no run could be started: it broke)" in capsys.readouterr().out
-    logger.experiment.finish()
+        do_POST = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        logger = create_wandb(LoggingConfig(wandb="online"), tmp_path, name="a", group="b")
+        logger.log_metrics({"x": 1.0}, step=1)
+        logger.finish(0)
+        server.shutdown()
+    assert "W&B: offline (no run could be started: " in capfd.readouterr().out
+    [file] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert wandb_reader.read(file)["history"][0]["x"] == 1
+
+
+def test_a_service_that_dies_does_not_stop_the_run(tmp_path, capsys):
+    logger = create_wandb(LoggingConfig(wandb="offline"), tmp_path, name="a", group="b")
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    [service] = [int(c) for c in children if Path(f"/proc/{c}/comm").read_text() == "wandb-core\n"]
+    os.kill(service, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while logger.working and time.monotonic() < deadline:
+        logger.log_metrics({"x": 1.0}, step=1)
+    logger.log_metrics({"x": 1.0}, step=2)
+    logger.upload(tmp_path, "name", {})
+    logger.finish(0)
+    out = capsys.readouterr().out
+    assert out.count("W&B: stopped (") == 1 and "the run goes on, and metrics.jsonl is complete" in out
+    with pytest.raises(OSError):
+        wandb.teardown()
+    wandb.setup()
 
 
 def test_a_server_that_drips_is_not_waited_for():

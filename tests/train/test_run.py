@@ -95,7 +95,7 @@ def test_resumed_run_equals_the_unbroken_one(recipe, monkeypatch):
         if trainer.global_step == 14:  # eight steps an epoch: in the second
             raise Killed
 
-    monkeypatch.setattr(Progress, "on_train_batch_end", die)
+    monkeypatch.setattr(Progress, "on_train_batch_start", die)
     with pytest.raises(Killed):
         run.fit(recipe, recipe_name="parts")
     monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
@@ -11,7 +12,15 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def records(path: Path) -> list:
-    """The records, in order."""
+    """The records of an ended run, in order: W&B writes the last of them a moment after `finish` returns."""
+    deadline = time.monotonic() + 20
+    while all(r.WhichOneof("record_type") != "exit" for r in (found := _written(path))):
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.02)
+    return found
+
+
+def _written(path: Path) -> list:
     data, at, parts, found = path.read_bytes(), 7, b"", []
     assert data[:4] == b":W&B"
     while at + HEADER.size <= len(data):
