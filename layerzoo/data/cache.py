@@ -26,21 +26,17 @@ from layerzoo.data.sources import ImageSet
 from layerzoo.data.workers import TIMEOUT, cores, watched
 from layerzoo.errors import DataRefused, bad_value
 
-_CHUNK_BYTES = 2**20  # passed from worker to parent at once; containers often have 64 MB of shared memory
+_CHUNK = 64  # images that a worker passes on at once, a matter of seconds even for photographs
+_CHUNK_BYTES = 2**20  # or fewer: containers often have 64 MB of shared memory
 _ALONE = 2000  # images that one process decodes before others would have started
 _STALE = 24 * 3600  # seconds after which an unfinished cache file is swept
 _FORMAT = "1"  # of the pixels: raise it when decoding or cutting changes
 
 
 def cache_folder() -> Path:
-    """$LAYERZOO_CACHE, or the platform's cache folder of the user."""
-    if own := os.environ.get("LAYERZOO_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "layerzoo"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "layerzoo" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerzoo"
+    """$LAYERZOO_CACHE, else the user's cache folder by the XDG convention."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("LAYERZOO_CACHE") or Path(base, "layerzoo")).expanduser()
 
 
 def load_pixels(images: ImageSet, size: int, cache: bool) -> Tensor:
@@ -83,13 +79,14 @@ def decode(images: ImageSet, size: int) -> Tensor:
         wrong += errors
         if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
             shown = time.monotonic()
-            print(f"\rdecoding {images.title}: {done:,} of {len(images):,}", end="", file=sys.stderr, flush=True)
+            print(f"\rdecoding {images.title}: {done:,} of {len(images):,} ", end="", file=sys.stderr, flush=True)
     if wrong:
         raise bad_value(
             images.title, got=f"{len(wrong):,} of {len(images):,} images that cannot be read", expected="none", do="\n".join(["The first:", *wrong[:5]]),
             kind=DataRefused)
     if len(images) >= _ALONE:
-        print(f"\rdecoded {images.title}: {done:,} images in {time.monotonic() - start:.1f} s", file=sys.stderr)
+        newline = "\r" if sys.stderr.isatty() else ""
+        print(f"{newline}decoded {images.title}: {done:,} images in {time.monotonic() - start:.1f} s", file=sys.stderr)
     return pixels
 
 
@@ -110,7 +107,7 @@ class _Chunks(Dataset):
 
 
 def _in_parallel(images: ImageSet, size: int) -> Iterator[tuple[Tensor, list[str]]]:
-    step = max(1, _CHUNK_BYTES // (3 * size**2))
+    step = min(_CHUNK, max(1, _CHUNK_BYTES // (3 * size**2)))
     chunks = [range(i, min(i + step, len(images))) for i in range(0, len(images), step)]
     workers = 0 if len(images) < _ALONE else min(16, cores())
     loader = DataLoader(_Chunks(images, size), sampler=chunks, batch_size=None, num_workers=workers, timeout=TIMEOUT if workers else 0)

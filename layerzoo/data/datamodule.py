@@ -43,7 +43,6 @@ class ImageData(pl.LightningDataModule):
     def __init__(self, config: DataConfig, seed: int):
         super().__init__()
         self.config = config
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # an evaluation set may have fewer images than there are ranks
         self.augment = Augment(config.augment, seed, config.img_size)
         self._check_options()
         self.sets: dict[str, ImageSet] = {}

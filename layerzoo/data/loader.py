@@ -62,20 +62,25 @@ class Loader:
         feed: what to give.
     Raises:
         ValueError: if the global batch cannot be shared out evenly.
-        DataRefused: if there are fewer training samples than ranks.
+        DataRefused: if there are fewer samples than ranks.
     """
+
+    batch_sampler = None  # Lightning asks for one where there is a sampler
 
     def __init__(self, feed: Feed):
         self.feed = feed
         self.epoch, self.done, self.first = 0, 0, 0
+        if len(feed.index) < feed.world_size:  # a rank without any would not take part where the others wait for it
+            raise bad_value(
+                "images of a split", got=f"{len(feed.index)} for {feed.world_size} devices", expected="at least one for each", do="Use fewer devices.",
+                kind=DataRefused)
         if feed.augment is None:
             self.local_batch = feed.batch_size
             self.count = len(range(feed.rank, len(feed.index), feed.world_size))
         else:
-            per_rank = min(feed.batch_size, len(feed.index)) // feed.world_size
-            self._check_share(per_rank)
-            self.local_batch = per_rank
-            self.count = per_rank * max(1, len(feed.index) // feed.batch_size)
+            self.local_batch = min(feed.batch_size, len(feed.index)) // feed.world_size
+            self.count = self.local_batch * max(1, len(feed.index) // feed.batch_size)
+            self._check_share()
 
     def __len__(self) -> int:
         return math.ceil(self.count / self.local_batch)
@@ -112,8 +117,6 @@ class Loader:
         """For each of the parts of `index`, these samples cropped and mirrored: (B, H, W, 3) uint8."""
         raise NotImplementedError(f"{type(self).__name__} must define pixels()")
 
-    batch_sampler = None  # Lightning asks for one where there is a sampler
-
     @property
     def sampler(self) -> Loader:
         """Lightning tells the epoch to the sampler of a loader."""
@@ -147,15 +150,11 @@ class Loader:
         self.epoch, self.first = state["epoch"], state["samples"] // batch
         self.done = self.first
 
-    def _check_share(self, per_rank: int) -> None:
-        batch, ranks = self.feed.batch_size, self.feed.world_size
+    def _check_share(self) -> None:
+        batch, ranks, per_rank = self.feed.batch_size, self.feed.world_size, self.local_batch
         if batch % ranks:
             nearest = " or ".join(str(b) for b in (batch // ranks * ranks, batch // ranks * ranks + ranks) if b)
             raise bad_value("data.batch_size", got=f"{batch} over {ranks} devices", expected=f"a multiple of {ranks}", do=f"Use {nearest}.")
-        if per_rank == 0:
-            raise bad_value(
-                "training set", got=f"{len(self.feed.index)} images for {ranks} devices", expected="at least one for each", do="Use fewer devices.",
-                kind=DataRefused)
         if self.feed.augment.mixes and ranks > 1 and per_rank % 2:
             raise bad_value(
                 "data.batch_size", got=f"{batch}, which is {per_rank} on each of {ranks} devices", expected="an even number on each, as mixup and CutMix mix pairs",

@@ -74,13 +74,13 @@ class StreamLoader(Loader):
         size: side in pixels.
         feed: what to give.
         num_workers: processes; 0 = this one.
-        timeout: seconds to wait for a batch before giving the workers up.
+        timeout: seconds to wait for a batch before giving the workers up; None = two minutes and a second for each image.
     """
 
-    def __init__(self, images: ImageSet, size: int, feed: Feed, num_workers: int, timeout: float = TIMEOUT):
+    def __init__(self, images: ImageSet, size: int, feed: Feed, num_workers: int, timeout: float | None = None):
         super().__init__(feed)
         self.stream = Stream(images, size, feed.augment)
-        self.num_workers, self.timeout = num_workers, timeout
+        self.num_workers, self.timeout = num_workers, timeout or TIMEOUT + self.local_batch
         self.requests: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def pixels(self, index: np.ndarray, epoch: int, parts: list[slice]) -> Iterator[Tensor]:

@@ -6,14 +6,19 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import timm.data
 from PIL import Image
+from timm.data.readers.reader import Reader
+from torch.utils.data import Dataset, IterableDataset
 
 from layerzoo.data.cache import cache_folder
 from layerzoo.data.images import as_rgb, named, read_image
 from layerzoo.data.sources import ImageSet, Source, match_splits
 from layerzoo.errors import DataRefused, bad_value, nearest
+
+T = TypeVar("T")
 
 _EVALUATED = {  # what each of torchvision's data sets calls its second split
     "cifar10": "test", "cifar100": "test", "mnist": "test", "kmnist": "test", "fashion_mnist": "test", "imagenet": "val", "places365": "val"}
@@ -22,7 +27,7 @@ _EVALUATED = {  # what each of torchvision's data sets calls its second split
 class TorchSet(ImageSet):
     """A data set of torchvision."""
 
-    def __init__(self, title: str, dataset):
+    def __init__(self, title: str, dataset: Dataset):
         super().__init__(title, dataset.targets)
         self.dataset = dataset
 
@@ -34,7 +39,7 @@ class TorchSet(ImageSet):
 class HubSet(ImageSet):
     """A data set of the package datasets, through timm's reader."""
 
-    def __init__(self, title: str, reader):
+    def __init__(self, title: str, reader: Reader):
         super().__init__(title, reader.dataset[reader.label_key][:])
         self.reader = reader
 
@@ -53,7 +58,7 @@ class SequentialSet(ImageSet):
 
     random_access = False
 
-    def __init__(self, title: str, dataset):
+    def __init__(self, title: str, dataset: IterableDataset):
         super().__init__(title, [-1] * len(dataset))
         self.dataset = dataset
         # timm would give each rank of a running process group another share; layerzoo shares out the batches itself
@@ -117,12 +122,14 @@ def _open_hub(text: str, name: str) -> tuple[list[str], dict[str, ImageSet]]:
 def _open_tensorflow(text: str, name: str) -> tuple[list[str], dict[str, ImageSet]]:
     import tensorflow_datasets
 
-    return _open_splits(text, name, list(_attempt(text, lambda: tensorflow_datasets.builder(name)).info.splits), SequentialSet, download=True)
+    found = _attempt(text, lambda: list(tensorflow_datasets.builder(name).info.splits))
+    return _open_splits(text, name, found, SequentialSet, download=True)
 
 
 def _open_webdataset(text: str, name: str) -> tuple[list[str], dict[str, ImageSet]]:
-    info = _attempt(text, lambda: json.loads((Path(name).expanduser() / "_info.json").read_text(encoding="utf-8")))
-    return _open_splits("wds/", Path(name).name, list(info["splits"]), SequentialSet, root=str(Path(name).expanduser()))
+    root = Path(name).expanduser()
+    found = _attempt(text, lambda: list(json.loads((root / "_info.json").read_text(encoding="utf-8"))["splits"]))
+    return _open_splits("wds/", root.name, found, SequentialSet, root=str(root))
 
 
 def _open_splits(text: str, name: str, found: list[str], kind: type, **options) -> tuple[list[str], dict[str, ImageSet]]:
@@ -131,11 +138,11 @@ def _open_splits(text: str, name: str, found: list[str], kind: type, **options) 
     return classes, {split: kind(f"{name}-{split}", made[split].reader if kind is HubSet else made[split]) for split in made}
 
 
-def _create(text: str, **options):
+def _create(text: str, **options) -> Dataset:
     return _attempt(text, lambda: timm.data.create_dataset(text, **options))
 
 
-def _attempt(text: str, call: Callable):
+def _attempt(text: str, call: Callable[[], T]) -> T:
     """The result of `call`; what timm and the packages below it raise becomes a refusal that names the source."""
     try:
         return call()

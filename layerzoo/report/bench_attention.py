@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     times = measure(**vars(parser.parse_args()))
     for name, taken in times.items():
-        low, middle, high = statistics.quantiles((t / base for t, base in zip(taken, times[HAND])), n=4)
+        low, middle, high = statistics.quantiles((t / base for t, base in zip(taken, times[HAND])), n=4, method="inclusive")
         print(f"{name:14} {statistics.median(taken) * 1e3:8.1f} ms   ratio {middle:.3f} [{low:.3f}, {high:.3f}]")
 
 

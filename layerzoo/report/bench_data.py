@@ -111,7 +111,7 @@ def main() -> None:
     rates = measure(loaders, args.rounds, args.batches)
     print(f"{'variant':32}{'images/s':>10}{'in memory is':>16} [quartiles]     target")
     for name, taken in rates.items():
-        low, middle, high = statistics.quantiles((own / rate for own, rate in zip(rates[OURS], taken)), n=4)
+        low, middle, high = statistics.quantiles((own / rate for own, rate in zip(rates[OURS], taken)), n=4, method="inclusive")
         target = f">= {TARGETS[name]}" if name in TARGETS else ""
         print(f"{name:32}{statistics.median(taken):10,.0f}{middle:14.1f} x [{low:.1f}, {high:.1f}]{target:>12}")
     x, y = next(iter(loaders[OURS]))

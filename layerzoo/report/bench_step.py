@@ -177,7 +177,7 @@ def main() -> None:
     print(f"{'':30}{'us/step':>9}  {'extra us [quartiles]':<24}{'ratio':>6}  {'extra us, wall':<15}{'extra calls':>12}")
     for name, taken in times.items():
         extra, wall = ([own[k] - base[k] for own, base in zip(taken, times[LOOP])] for k in (0, 1))
-        low, middle, high = statistics.quantiles(extra, n=4)
+        low, middle, high = statistics.quantiles(extra, n=4, method="inclusive")
         ratio = statistics.median(own[0] / base[0] for own, base in zip(taken, times[LOOP]))
         spread = f"{middle:.0f} [{low:.0f}, {high:.0f}]"
         print(

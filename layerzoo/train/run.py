@@ -7,6 +7,7 @@ import importlib
 import logging
 import math
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,6 +165,7 @@ def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]
     quiet = {"num_sanity_val_steps": 0, "enable_model_summary": False}
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # importing them sets INFO: devices, advertisements
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be in a resumed run
     return pl.Trainer(
         **given, **(quiet | recipe.trainer.options), logger=loggers, callbacks=callbacks, enable_checkpointing=bool(callbacks),
         use_distributed_sampler=False, enable_progress_bar=False, plugins=[SafeCheckpointIO()])

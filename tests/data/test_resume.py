@@ -129,8 +129,8 @@ RANKS = """
             self.log("count", self.count)
             self.log("total", self.total)
 
-    source, devices = sys.argv[1], int(sys.argv[2])
-    data = ImageData(DataConfig(source, img_size=8, batch_size=8, eval_batch_size=7, pipeline="memory", augment=AugmentConfig(crop_padding=1)), 0)
+    source, batch, devices = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    data = ImageData(DataConfig(source, img_size=8, batch_size=8, eval_batch_size=batch, pipeline="memory", augment=AugmentConfig(crop_padding=1)), 0)
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
                          enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False, use_distributed_sampler=False)
     trainer.fit(Counter(), datamodule=data)
@@ -140,9 +140,9 @@ RANKS = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("val", [103, 1])
-def test_real_ranks_count_each_sample_once(val, tmp_path):
-    source = f"folder:{make_folder(tmp_path / 'set', {'train': {'cat': 21}, 'val': {'cat': val}})}"
+@pytest.mark.parametrize("batch", [7, 51], ids=["as many batches", "one batch more on rank 0"])
+def test_real_ranks_count_each_of_103_samples_once(batch, tmp_path):
+    source = f"folder:{make_folder(tmp_path / 'set', {'train': {'cat': 21}, 'val': {'cat': 103}})}"
     script = tmp_path / "ranks.py"
     script.write_text(textwrap.dedent(RANKS))
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
@@ -150,7 +150,7 @@ def test_real_ranks_count_each_sample_once(val, tmp_path):
     for devices in (1, 2):
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "LAYERZOO_CACHE": str(tmp_path / "cache")}
         run = subprocess.run(
-            [sys.executable, str(script), source, str(devices)], capture_output=True, text=True, timeout=300, env=environment, check=False)
+            [sys.executable, str(script), source, str(batch), str(devices)], capture_output=True, text=True, timeout=300, env=environment, check=False)
         assert run.returncode == 0, run.stderr[-2000:]
         found.append(re.search("RESULT (.*)", run.stdout)[1])
-    assert found[0] == found[1] and found[0].startswith(f"2 {val:.2f} ")
+    assert found[0] == found[1] and found[0].startswith("2 103.00 ")

@@ -13,7 +13,7 @@ import timm.data
 from folders import make_folder, picture
 from PIL import Image
 
-from layerzoo.data.sources import check_source, open_source
+from layerzoo.data.sources import ImageSet, check_source, open_source
 from layerzoo.errors import DataRefused, Refusal
 
 PAIR = {"cat": 3, "dog": 2}
@@ -281,3 +281,8 @@ def test_tensorflow_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", SimpleNamespace(builder=lambda name: builder, __spec__=object()))
     monkeypatch.setattr(timm.data, "create_dataset", lambda text, split, download: FakeIterable([0, 1]))
     assert set(open_source("tfds/mnist").splits) == {"train", "test"}
+
+
+def test_a_set_without_read_says_so():
+    with pytest.raises(NotImplementedError, match=re.escape("ImageSet must define read()")):
+        ImageSet("bare", np.zeros(1)).read(0)

@@ -1,10 +1,12 @@
 """Streaming gives what the in-memory pipeline gives, each image from a seed of its own, and never crashes or waits in silence."""
 
 import os
+import pickle
 import random
 import re
 import signal
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,18 @@ def test_a_state_gives_back_the_batches_that_remain(stop, workers, images):
     seen = [next(stream) for _ in range(stop)]
     resumed.load_state_dict(broken.state_dict())
     assert equal([*seen, *resumed, *resumed], expected)
+
+
+def test_workers_can_be_spawned(images):
+    stream = StreamLoader(images, SIZE, feed(images, EVERYTHING), 0).stream
+    index = np.array([3, 12])
+    request = 1, index, index
+    assert torch.equal(pickle.loads(ForkingPickler.dumps(stream))[request], stream[request])
+
+
+def test_large_batches_are_waited_for_longer(images):
+    assert StreamLoader(images, SIZE, feed(images), 2).workers.timeout == 124
+    assert StreamLoader(images, SIZE, feed(images), 0).workers.timeout == 0
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind(images):

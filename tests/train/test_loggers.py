@@ -152,9 +152,8 @@ def silent():
     return f"http://127.0.0.1:{server.getsockname()[1]}", server.close
 
 
-@pytest.mark.parametrize("server", [refusing, silent])
-@pytest.mark.parametrize("mode", ["auto", "online"])
-def test_unreachable_server(tmp_path, monkeypatch, capfd, server, mode):
+@pytest.mark.parametrize("mode, server", [("auto", refusing), ("online", silent)])
+def test_unreachable_server(tmp_path, monkeypatch, capfd, mode, server):
     address, close = server()
     monkeypatch.setenv("WANDB_BASE_URL", address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)

@@ -71,6 +71,8 @@ def test_a_run_from_end_to_end(recipe, capsys):
     assert rows(folder)[-1].items() >= result.metrics.items()
 
     assert run.evaluate(recipe, recipe_name="toy/a", checkpoint=result.checkpoint, split="test") == pytest.approx(result.metrics)
+    other = changed(recipe, "data", train_fraction=0.3)  # of another mean and deviation, which must not count
+    assert run.evaluate(other, recipe_name="toy/a", checkpoint=result.checkpoint, split="test") == pytest.approx(result.metrics)
     validated = run.evaluate(recipe, recipe_name="toy/a", checkpoint=result.checkpoint, split="val")
     assert validated == pytest.approx({k.replace("test", "val"): v for k, v in result.metrics.items()})  # digits validate on the test images
     classes, probabilities = run.predict(recipe, recipe_name="toy/a", checkpoint=result.checkpoint)

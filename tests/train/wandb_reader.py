@@ -14,10 +14,12 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 def records(path: Path) -> list:
     """The records of an ended run, in order: W&B writes the last of them a moment after `finish` returns."""
     deadline = time.monotonic() + 20
-    while all(r.WhichOneof("record_type") != "exit" for r in (found := _written(path))):
-        assert time.monotonic() < deadline, f"{path} has no end"
+    while time.monotonic() < deadline:
+        found = _written(path)
+        if any(r.WhichOneof("record_type") == "exit" for r in found):
+            return found
         time.sleep(0.02)
-    return found
+    raise AssertionError(f"{path} has no end")
 
 
 def _written(path: Path) -> list:
