@@ -17,7 +17,7 @@ class Classify(Task):
 
     Nothing is read on the host and nothing is logged in a step: the training loss is the step's output, which
     `layerzoo.train.callbacks.StepMeter` gathers; evaluation sums on the device and logs at the end of the epoch. Give
-    each rank its own share of an evaluation set, unpadded and of any length: ranks are summed, so every sample counts once.
+    each rank its own share of an evaluation set, unpadded and not empty: ranks are summed, so every sample counts once.
     Evaluation is of the averaged weights where there are any, and its loss is without label smoothing.
 
     Args:
