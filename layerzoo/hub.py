@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from layerzoo import checkpoint
 from layerzoo.checkpoint import FILES, LARGEST, MANIFEST, refused, staged, verify_checkpoint, write_synced
 from layerzoo.errors import DataRefused, Refusal, bad_value, unknown_name
+from layerzoo.paths import cache_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -259,8 +260,7 @@ def _root() -> Path:
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("LAYERZOO_CACHE") or Path(base, "layerzoo")).expanduser() / "checkpoints"
+    return cache_folder() / "checkpoints"
 
 
 def _is_offline() -> bool:

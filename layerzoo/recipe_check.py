@@ -169,6 +169,8 @@ class _Checker:
         given = {f.name for f in dataclasses.fields(ModelConfig)}
         given |= {"input_size", "num_classes", "grid"}  # set from the data
         whole_model = read_options(_MODELS / f"{kind}.py", kind.title())
+        if kind == "isotropic":
+            whole_model["dim"] = "int"  # read_options leaves out what a model gives its parts
         block, head = read_options(_MODELS / "block.py", "Block"), read_options(_MODELS / "head.py", "Head") | {"norm": "str"}
         at, options = ("model", "options"), model.options
         for path, values, what, takes in (

@@ -25,18 +25,13 @@ from layerzoo.data.images import fit_image
 from layerzoo.data.sources import ImageSet
 from layerzoo.data.workers import TIMEOUT, cores, watched
 from layerzoo.errors import DataRefused, bad_value
+from layerzoo.paths import cache_folder
 
 _CHUNK = 64  # images that a worker passes on at once, a matter of seconds even for photographs
 _CHUNK_BYTES = 2**20  # or fewer: containers often have 64 MB of shared memory
 _ALONE = 2000  # images that one process decodes before others would have started
 _STALE = 24 * 3600  # seconds after which an unfinished cache file is swept
 _FORMAT = "1"  # of the pixels: raise it when decoding or cutting changes
-
-
-def cache_folder() -> Path:
-    """$LAYERZOO_CACHE, else the user's cache folder by the XDG convention."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("LAYERZOO_CACHE") or Path(base, "layerzoo")).expanduser()
 
 
 def load_pixels(images: ImageSet, size: int, cache: bool) -> Tensor:

@@ -13,10 +13,10 @@ from PIL import Image
 from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset, IterableDataset
 
-from layerzoo.data.cache import cache_folder
 from layerzoo.data.images import as_rgb, named, read_image
 from layerzoo.data.sources import ImageSet, Source, match_splits
 from layerzoo.errors import DataRefused, bad_value, nearest
+from layerzoo.paths import cache_folder
 
 T = TypeVar("T")
 

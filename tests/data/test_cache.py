@@ -13,9 +13,10 @@ from folders import make_folder, picture
 from PIL import Image
 
 from layerzoo.data import cache
-from layerzoo.data.cache import cache_folder, decode, load_pixels
+from layerzoo.data.cache import decode, load_pixels
 from layerzoo.data.sources import open_source
 from layerzoo.errors import DataRefused
+from layerzoo.paths import cache_folder
 
 
 @pytest.fixture(autouse=True)

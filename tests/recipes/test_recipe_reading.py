@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import layerzoo
+from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.recipe import NOT_IN_HASH, RecipeError, find_recipe, list_recipes, read_recipe, resolved, save, sha256
 from layerzoo.strict_yaml import RecipeRefused
 
@@ -346,6 +347,14 @@ def test_options_read_from_source_are_those_of_the_classes():
         assert list(read) == list(classes)
         for name, cls in classes.items():
             assert set(read[name]()) == set(inspect.signature(cls).parameters) - given, name
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_sizes_of_a_preset_can_be_changed(recipe, name):
+    sizes = {k: v for k, v in PRESETS[name](32).items() if k in ("dim", "depth", "dims", "depths")}
+    assert len(sizes) == 2
+    read = read_recipe(recipe(SMALL), [f"model.name={name}", *(f"model.options.{k}={v}" for k, v in sizes.items())])
+    assert read.model.options == sizes
 
 
 def test_options_of_a_registered_layer_are_checked(recipe, monkeypatch):
