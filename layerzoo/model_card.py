@@ -17,7 +17,11 @@ def model_card(config: dict, manifest: dict) -> str:
         "license": "apache-2.0", "library_name": "layerzoo", "pipeline_tag": "image-classification",
         "tags": ["layerzoo", "image-classification", config["model"]]}
     chans, height, width = config["input_size"]
-    command = recipe.get("meta", {}).get("command") or f"layerzoo fit {manifest['recipe_name'] or 'RECIPE'}"
+    trained_by = f"""Trained by this recipe, with all it took from the command line; saved as `recipe.yaml`, `layerzoo fit recipe.yaml` repeats it:
+
+```yaml
+{write(recipe).strip()}
+```""" if recipe else "The recipe of its training is not stated."
     rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in sorted(manifest["metrics"].items()))
     return f"""---
 {write(front).strip()}
@@ -41,11 +45,7 @@ import layerzoo as lz
 model = lz.load("FOLDER_OR_ADDRESS")
 ```
 
-Training command:
-
-```console
-{command}
-```
+{trained_by}
 
 Data: {recipe.get("data", {}).get("source", "not stated")}. Licence of the weights: Apache-2.0; that of the data is its owners'.
 

@@ -86,10 +86,13 @@ def test_card(tmp_path):
     front = yaml.safe_load(text.split("---")[1])
     assert front["library_name"] == "layerzoo"
     assert front["pipeline_tag"] == "image-classification"
-    for line in ("# hybrid_nano", "A small net.", "| test/top1 | 0.9000 |", "layerzoo fit x", "Classes: a, b, c, d, e, f, g, h, i, j",
+    for line in ("# hybrid_nano", "A small net.", "| test/top1 | 0.9000 |", "Classes: a, b, c, d, e, f, g, h, i, j",
                  "Data: torch/cifar10. Licence of the weights: Apache-2.0; that of the data is its owners'."):
         assert line in text.splitlines()
     assert 'model = lz.load("FOLDER_OR_ADDRESS")' in text
+    assert "`layerzoo fit recipe.yaml`" in text
+    assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) == recipe
+    assert "The recipe of its training is not stated." in (save_checkpoint(tmp_path / "b", create(), **OPTIONS) / CARD).read_text()
 
 
 def test_verifying_does_not_load_torch(folder):
