@@ -161,12 +161,13 @@ def test_nothing_dangerous():
 BASE = {"card", "errors", "registry"}
 PART_ROOMS = {*UNITS, "ops"}
 ARROWS = {
-    **{room: BASE | PART_ROOMS for room in UNITS}, "ops": {"ops", "errors"}, "card": set(), "errors": set(), "registry": {"card", "errors"},
+    **{room: BASE | PART_ROOMS for room in UNITS}, "ops": {"ops", "errors"}, "card": set(), "errors": set(), "paths": set(),
+    "registry": {"card", "errors"},
     "models": BASE | PART_ROOMS | {"models"},
     "tasks": BASE | PART_ROOMS | {"models", "tasks", "config"},
-    "data": {"data", "config", "errors"},
+    "data": {"data", "config", "errors", "paths"},
     "checkpoint": BASE | {"models", "model_card"},
-    "hub": BASE | {"checkpoint", "models"},
+    "hub": BASE | {"checkpoint", "models", "paths"},
 }
 HEAVY = {"lightning", "pytorch_lightning", "timm", "wandb", "torchvision", "torchmetrics", "matplotlib", "huggingface_hub", "jsonargparse"}
 
