@@ -81,6 +81,15 @@ def test_what_a_layer_cannot_do_is_proved():
     assert result.ok and result.detail.startswith(f"cannot: counts the padding ({found}")
 
 
+def test_a_crash_proves_nothing_about_what_a_layer_cannot_do():
+    def mix(self, tokens, grid, mask=None):
+        return tokens + missing  # noqa: F821
+
+    card = dataclasses.replace(Mean.card, cannot={"padding": "counts the padding"})
+    with pytest.raises(ConformanceError, match="padding: NameError: name 'missing' is not defined"):
+        check_layer(type("Crash", (Mean,), {"card": card, "mix": mix}), checks=["padding"])
+
+
 def test_one_message_lists_every_failure():
     bad = type("Bad", (Mean,), {"card": dataclasses.replace(Mean.card, title="", symmetry="none")})
     with pytest.raises(ConformanceError) as refused:
