@@ -177,7 +177,8 @@ class TrainerConfig:
         devices: a count, or "auto" for all there are.
         num_nodes: machines.
         strategy: ddp, fsdp, auto ...
-        precision: "32-true", "bf16-mixed", "16-mixed" and so on, as Lightning names them.
+        precision: "32-true", "bf16-mixed", "16-mixed" and so on, as Lightning names them; "auto" = "bf16-mixed" where the
+            device multiplies bfloat16 itself, else "32-true": emulated, it takes a dozen times longer.
         gradient_clip_val: largest gradient norm; None = no clipping.
         accumulate_grad_batches: batches per optimiser step.
         log_every_n_steps: steps between two readings of the training metrics.
@@ -191,7 +192,7 @@ class TrainerConfig:
     devices: int | str = 1
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"] = "32-true"
     gradient_clip_val: float | None = None
     accumulate_grad_batches: int = 1
     log_every_n_steps: int = 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -56,7 +57,28 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.O
         if option not in taken:
             raise unknown_name(f"option of {config.name}", option, taken, f"help(timm.optim.get_optimizer_class({config.name!r}))")
     groups = param_groups(model, config.weight_decay, hybrid=issubclass(kind, Muon))
-    return create_optimizer_v2(groups, opt=config.name, lr=config.lr, momentum=config.momentum, **config.options)
+    optimizer = create_optimizer_v2(groups, opt=config.name, lr=config.lr, momentum=config.momentum, **config.options)
+    if issubclass(kind, Muon) and not multiplies_bfloat16(next(model.parameters()).device):
+        _iterate_in_float32(optimizer)
+    return optimizer
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; where it is emulated, float32 is ten times as fast."""
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _iterate_in_float32(optimizer: torch.optim.Optimizer) -> None:
+    """During its steps, run Muon's Newton-Schulz iteration in float32: timm has no option for it and fixes bfloat16."""
+    from timm.optim import muon
+
+    given = muon.zeropower_via_newtonschulz
+    exact = partial(given, dtype=torch.float32)
+    optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: setattr(muon, given.__name__, exact))
+    optimizer.register_step_post_hook(lambda optimizer, args, kwargs: setattr(muon, given.__name__, given))
 
 
 class Schedule:

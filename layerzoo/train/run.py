@@ -31,6 +31,7 @@ from layerzoo.models import create_model
 from layerzoo.recipe import resolved, sha256
 from layerzoo.report.cost import Cost, cost
 from layerzoo.tasks.classify import Classify
+from layerzoo.tasks.optim import multiplies_bfloat16
 from layerzoo.train.callbacks import PredictionReport, Progress
 from layerzoo.train.folder import last_checkpoint, open_folder, versions
 from layerzoo.train.loggers import MetricsFile, PatientWandbLogger, create_wandb
@@ -86,7 +87,9 @@ def fit(recipe: Recipe, *, recipe_name: str, resume: str = "never") -> RunResult
         trainer = _trainer(recipe, loggers, [Progress(recipe.trainer.log_every_n_steps), saver, *_callbacks(recipe)])
         _describe(recipe, data, price, trainer)
         for logger in loggers:
-            logger.log_hyperparams({"recipe": resolved(recipe), "recipe_sha256": sha256(recipe), "cost": dataclasses.asdict(price), "versions": versions()})
+            logger.log_hyperparams({
+                "recipe": resolved(recipe), "recipe_sha256": sha256(recipe), "cost": dataclasses.asdict(price), "versions": versions(),
+                "precision": trainer.precision})
         try:
             trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
         except SIGTERMException:
@@ -162,6 +165,9 @@ def _restore(recipe: Recipe, recipe_name: str, checkpoint: str | Path) -> tuple[
 
 def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]) -> pl.Trainer:
     given = {k: v for k, v in vars(recipe.trainer).items() if k not in ("callbacks", "options")}
+    if given["precision"] == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True) if recipe.trainer.accelerator != "cpu" else None
+        given["precision"] = "bf16-mixed" if multiplies_bfloat16(found or torch.device("cpu")) else "32-true"
     quiet = {"num_sanity_val_steps": 0, "enable_model_summary": False}
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # importing them sets INFO: devices, advertisements
@@ -200,7 +206,7 @@ def _describe(recipe: Recipe, data: ImageData, price: Cost, trainer: pl.Trainer)
     _say(f"data   {recipe.data.source}: {len(data.classes)} classes, {counts}")
     _say(f"model  {recipe.model.name}: {price}")
     accumulated = f" x {recipe.trainer.accumulate_grad_batches} accumulated" if recipe.trainer.accumulate_grad_batches > 1 else ""
-    _say(f"batch  {recipe.data.batch_size} = {trainer.world_size} x {trainer.strategy.root_device.type} x {recipe.data.batch_size // parts}{accumulated}")
+    _say(f"batch  {recipe.data.batch_size} = {trainer.world_size} x {trainer.strategy.root_device.type} x {recipe.data.batch_size // parts}{accumulated}, {trainer.precision}")
 
 
 @rank_zero_only

@@ -61,6 +61,26 @@ def test_muon_leaves_depthwise_kernels_to_adamw():
     assert not optimizer.state[conv.weight]["use_muon"]
 
 
+@pytest.mark.parametrize(("able", "dtype"), [({"avx512_bf16": True}, None), ({"avx2": True}, torch.float32)])
+def test_muon_iterates_in_float32_where_bfloat16_is_emulated(monkeypatch, able, dtype):
+    from timm.optim import muon
+
+    taken, given = [], muon.zeropower_via_newtonschulz
+
+    def newton_schulz(*args, **options):
+        taken.append(options.get("dtype"))
+        return given(*args, **options)
+
+    newton_schulz.__name__ = given.__name__
+    monkeypatch.setattr(muon, given.__name__, newton_schulz)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    linear = nn.Linear(16, 12)
+    optimizer = create_optimizer(linear, OptimizerConfig("muon"))
+    linear(torch.randn(2, 16)).sum().backward()
+    optimizer.step()
+    assert taken == [dtype] and muon.zeropower_via_newtonschulz is newton_schulz  # others' Muon stays as it was
+
+
 def test_options_reach_the_optimiser():
     optimizer = create_optimizer(nn.Linear(4, 4), OptimizerConfig("sgd", lr=0.3, momentum=0.7, weight_decay=0.01, options={"nesterov": False}))
     assert isinstance(optimizer, torch.optim.SGD)

@@ -60,7 +60,7 @@ def test_a_run_from_end_to_end(recipe, capsys):
         "recipe.yaml", "env.json", "metrics.jsonl", "ckpt", "checkpoint", "confusion_matrix.png", "wrong_predictions.png"}
     for line in (
         f"run    {folder}\n", "data   digits: 10 classes, 143 train, 355 val, 355 test\n", r"model  vit_tiny: 0\.9\d\d M parameters, \d",
-        "batch  16 = 1 x cpu x 16\n", r"epoch 3/3  train/loss \d"):
+        "batch  16 = 1 x cpu x 16, 32-true\n", r"epoch 3/3  train/loss \d"):
         assert re.search(line, out), line
 
     model = lz.load(result.checkpoint)
@@ -234,3 +234,10 @@ def test_divergence_ends_the_command_with_1(recipe, tmp_path):
     process = command(recipe, tmp_path, "--task.optimizer.name", "sgd", "--task.optimizer.lr", "1e30")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and re.search(r"^training loss at step \d is (nan|inf)\. Lower", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("able", "precision"), [({"avx512_bf16": True}, "bf16-mixed"), ({"bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true")])
+def test_precision_auto_is_bfloat16_only_where_the_processor_multiplies_it(recipe, monkeypatch, able, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert run._trainer(changed(recipe, "trainer", precision="auto"), [], []).precision == precision
+    assert run._trainer(changed(recipe, "trainer", precision="64-true"), [], []).precision == "64-true"
