@@ -134,7 +134,7 @@ class ScheduleConfig:
     Args:
         name: "cosine", "linear" (warm-up up, then linearly down: the triangular schedule), or "constant".
         warmup_epochs: linear warm-up, fractions allowed.
-        start: first learning rate as a share of the peak.
+        start: first learning rate as a share of the peak; with 0, the first step of a warm-up changes nothing.
         end: last learning rate as a share of the peak.
     """
 

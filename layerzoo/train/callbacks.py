@@ -118,7 +118,7 @@ class Progress(StepMeter):
 
     def __init__(self, every_n_steps: int):
         super().__init__(every_n_steps)
-        self.bar = None
+        self.bar, self.validated = None, -1
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         super().on_train_start(trainer, task)
@@ -134,10 +134,15 @@ class Progress(StepMeter):
         if self.bar is not None:
             self.bar.update()
 
+    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, task)
+        self.validated = trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, task)
         seconds, self.began = time.perf_counter() - self.began, time.perf_counter()
-        shown = "".join(f"  {name} {value:.4f}" for name, value in trainer.callback_metrics.items() if name.startswith("val/"))
+        measured = trainer.callback_metrics if self.validated == trainer.current_epoch else {}  # Lightning keeps those of earlier epochs
+        shown = "".join(f"  {name} {value:.4f}" for name, value in measured.items() if name.startswith("val/"))
         if self.bar is not None:
             self.bar.clear()
         if trainer.is_global_zero:

@@ -122,6 +122,12 @@ def test_one_line_per_epoch(capfd):
     assert re.fullmatch(form, lines[1])
 
 
+def test_an_epoch_without_validation_shows_none(capfd):
+    fit([Progress(every_n_steps=4)], max_epochs=3, check_val_every_n_epoch=2)
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert ["val/top1" in line for line in lines] == [False, True, False]
+
+
 def test_bar_on_a_terminal(monkeypatch, capfd):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = Progress(every_n_steps=4)
