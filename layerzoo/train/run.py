@@ -160,7 +160,8 @@ def _restore(recipe: Recipe, recipe_name: str, checkpoint: str | Path) -> tuple[
             "--checkpoint", got=f"{checkpoint} for {len(known)} classes ({', '.join(known[:3])} ...)",
             expected=f"the {len(data.classes)} classes of {recipe_name} ({', '.join(data.classes[:3])} ...)", do="Choose another checkpoint or recipe.")
     data.mean, data.std = model.manifest["mean"], model.manifest["std"]
-    return Classify(model, dataclasses.replace(recipe.task, ema_decay=0.0), classes=data.classes), data
+    task = dataclasses.replace(recipe.task, ema_decay=0.0)
+    return Classify(model, task, classes=data.classes, max_epochs=recipe.trainer.max_epochs), data
 
 
 def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -23,6 +23,7 @@ from layerzoo.config import (
     ModelConfig,
     OptimizerConfig,
     Recipe,
+    ScheduleConfig,
     TaskConfig,
     TrainerConfig,
 )
@@ -52,6 +53,7 @@ def rows(folder):
 
 
 def test_a_run_from_end_to_end(recipe, capsys):
+    recipe = changed(recipe, "task", schedule=ScheduleConfig(warmup_epochs=2, start=0.1))  # longer than an evaluation's one epoch
     result = run.fit(recipe, recipe_name="toy/a")
     out = capsys.readouterr().out
     folder = Path(recipe.runs) / "toy" / "a" / f"{sha256(recipe)[:8]}-s0"
