@@ -144,6 +144,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _start(args: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe, announced before anything heavy is imported, its model checked before data is touched."""
     recipe, name = read_recipe(args.recipe, args.overrides), find_recipe(args.recipe)[1]
+    if recipe.data.source.startswith("folder:"):
+        from layerzoo.data.sources import find_splits
+
+        find_splits(recipe.data.source)
     _say(f"{args.verb} {name}: {recipe.model.name} on {recipe.data.source}, {recipe.trainer.max_epochs} epochs, seed {recipe.seed}")
     for noise in _NOISE:
         warnings.filterwarnings("ignore", noise)

@@ -211,6 +211,13 @@ def test_what_only_constructors_can_refuse_is_refused_before_data(case, monkeypa
     assert message in str(caught.value) and len(str(caught.value).splitlines()) <= 6
 
 
+def test_a_missing_folder_is_refused_before_heavy_imports(tmp_path):
+    code = "import sys; from layerzoo import cli; print(cli.main(['fit', 'quickstart', '--data.source', 'folder:gone']), 'torch' in sys.modules)"
+    done = python(code, cwd=tmp_path)
+    assert done.stdout == "65 False\n" and done.stderr.startswith("folder:gone: got no such folder, expected train/ with one folder per class")
+    assert not list(tmp_path.iterdir())  # no run folder is begun
+
+
 def test_exit_codes(capsys, monkeypatch):
     from layerzoo.errors import bad_value
 

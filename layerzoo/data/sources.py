@@ -82,7 +82,7 @@ def open_source(text: str) -> Source:
     if text == "digits":
         return _open_digits()
     if text.startswith("folder:"):
-        return _open_folder(text.removeprefix("folder:"))
+        return _open_folder(text)
     from layerzoo.data.timm_sources import open_timm
 
     return open_timm(text)
@@ -154,15 +154,21 @@ def _open_digits() -> Source:
     return Source([str(c) for c in range(10)], {k: DigitsSet(f"digits {k}", greys[m], data.target[m]) for k, m in parts.items()})
 
 
-def _open_folder(text: str) -> Source:
-    root = Path(text).expanduser()
+def find_splits(text: str) -> tuple[Path, dict[str, str]]:
+    """The folder of folder:PATH, and the name in it of each split that it has. Raises DataRefused if it has no train split."""
+    root = Path(text.removeprefix("folder:")).expanduser()
     found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    names = match_splits(found, f"folder:{text}")
+    names = match_splits(found, text)
     if "train" not in names:
         raise bad_value(
-            f"folder:{text}", got=f"the folders {', '.join(found[:5])}" if found else "no folders" if root.is_dir() else "no such folder",
+            text, got=f"the folders {', '.join(found[:5])}" if found else "no folders" if root.is_dir() else "no such folder",
             expected="train/ with one folder per class, and val/ or test/ likewise", do="Correct the path, or move the images into train/ and test/.",
             kind=DataRefused)
+    return root, names
+
+
+def _open_folder(text: str) -> Source:
+    root, names = find_splits(text)
     files = {split: _list_classes(root / name) for split, name in names.items()}
     classes = sorted(files["train"])
     empty = [c for c in classes if not files["train"][c]]

@@ -103,5 +103,5 @@ def _checkpoints() -> list[dict]:
 
     entries = {name: published(name) for name in list_checkpoints()}
     return [
-        {"name": name, "recipe": e["recipe"], "top-1": e["metrics"].get("test/top1", ""), "bytes": e["bytes"],
+        {"name": name, "recipe": e["recipe"], "top-1": round(e["metrics"]["test/top1"], 4) if "test/top1" in e["metrics"] else "", "bytes": e["bytes"],
          "sha256": e["manifest_sha256"][:16]} for name, e in entries.items()]
