@@ -24,6 +24,7 @@ class Card:
             convergence `sweep` (option name), `values` and `rate` (error ~ values ** -rate).
         differs: how this deviates from the paper, or "nothing".
         cannot: {check: reason} for what the method truly cannot do.
+        survey: class in "Efficient Transformers: A Survey" (arXiv 2009.06732), such as "KR" or "M+DS"; "" = not in it.
     """
 
     title: str
@@ -38,5 +39,6 @@ class Card:
     limit: dict | None = None
     differs: str = "nothing"
     cannot: dict = field(default_factory=dict)
+    survey: str = ""
     name: str = ""
     family: str = ""

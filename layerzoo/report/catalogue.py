@@ -79,7 +79,7 @@ def print_table(found: list[dict]) -> None:
 def _layer(name: str) -> dict:
     c = LAYERS.card(name)
     return {
-        "name": name, "family": c.family, "title": c.title, "paper": c.paper, "year": c.year, "time": f"N^{c.cost[0]:g}",
+        "name": name, "family": c.family, "title": c.title, "paper": c.paper, "year": c.year, "survey": c.survey, "time": f"N^{c.cost[0]:g}",
         "memory": f"N^{c.cost[1]:g}", "causal": c.causal, "mask": c.mask, "needs_grid": c.needs_grid, "symmetry": c.symmetry}
 
 

@@ -32,7 +32,8 @@ def page(room: Room, name: str, twins: Path) -> str:
     facts = {
         "family": card.family or room.folder, "paper": f"{paper_link(card)}, {card.year}", "cost": f"time N^{card.cost[0]:g}, memory N^{card.cost[1]:g}",
         "mask": _yes(card.mask), "causal": _yes(card.causal), "needs the map's height and width": _yes(card.needs_grid), "symmetry": card.symmetry,
-        "equals another layer": _limit(card), "differs from the paper": card.differs, **{f"cannot {k}": v for k, v in card.cannot.items()},
+        "equals another layer": _limit(card), "class in the survey 2009.06732": card.survey or "not in it",
+        "differs from the paper": card.differs, **{f"cannot {k}": v for k, v in card.cannot.items()},
         "verified against a slow twin": _yes(verified)}
     table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())])
     summary = inspect.getdoc(importlib.import_module(cls.__module__))

@@ -35,7 +35,7 @@ class AxialAttention(TokenLayer):
     """
 
     card = Card(
-        title="Axial attention", paper="1912.12180", year=2019, cost=(1.5, 1), needs_grid=True, symmetry="translation",
+        title="Axial attention", paper="1912.12180", year=2019, survey="FP", cost=(1.5, 1), needs_grid=True, symmetry="translation",
         sizes={"tiny": {"dim": 8, "num_heads": 2}, "base": {"dim": 64, "num_heads": 4},
                "odd": {"dim": 12, "num_heads": 3, "qkv_bias": False}},
         differs="the two axes are summed in one layer, each with its own weights; there they follow each other. q, k, v have biases")

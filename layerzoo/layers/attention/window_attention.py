@@ -44,7 +44,7 @@ class WindowAttention(HeadsLayer):
     """
 
     card = Card(
-        title="Shifted-window attention", paper="2103.14030", year=2021, cost=(1, 1), needs_grid=True,
+        title="Shifted-window attention", paper="2103.14030", year=2021, survey="DS", cost=(1, 1), needs_grid=True,
         sizes={"tiny": {"dim": 8, "num_heads": 2, "window_size": 4}, "base": {"dim": 64, "num_heads": 4, "shift": True},
                "odd": {"dim": 12, "num_heads": 3, "window_size": 3, "shift": True}},
         limit={"equals": "mhsa", "options": {"window_size": 6}, "grid": (4, 6), "set": {"relative_bias.table": "zeros"}},

@@ -39,7 +39,7 @@ class LinearAttention(HeadsLayer):
     """
 
     card = Card(
-        title="Linear attention", paper="2006.16236", year=2020, cost=(1, 1), causal=True, symmetry="permutation",
+        title="Linear attention", paper="2006.16236", year=2020, survey="KR", cost=(1, 1), causal=True, symmetry="permutation",
         sizes={"tiny": {"dim": 8, "num_heads": 2}, "base": {"dim": 64, "num_heads": 4}, "odd": {"dim": 15, "num_heads": 3, "qkv_bias": False}})
 
     def __init__(self, dim: int, *, num_heads: int | None = None, qkv_bias: bool = True, causal: bool = False, eps: float = 1e-6):

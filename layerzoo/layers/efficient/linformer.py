@@ -44,7 +44,7 @@ class Linformer(HeadsLayer):
     """
 
     card = Card(
-        title="Linformer", paper="2006.04768", year=2020, cost=(1, 1), needs_grid=True,
+        title="Linformer", paper="2006.04768", year=2020, survey="LR", cost=(1, 1), needs_grid=True,
         sizes={"tiny": {"dim": 8, "grid": (3, 4), "num_heads": 2, "num_landmarks": 3}, "base": {"dim": 64, "grid": (8, 8), "num_heads": 4, "num_landmarks": 32},
                "odd": {"dim": 15, "grid": (5, 3), "num_heads": 3, "num_landmarks": 4, "share_kv": True}},
         limit={"equals": "mhsa", "options": {"grid": (4, 6), "num_landmarks": 24}, "grid": (4, 6),

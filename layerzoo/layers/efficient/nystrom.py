@@ -8,6 +8,7 @@ from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.attention import attend
 from layerzoo.ops.linear_recurrence import full_precision, no_autocast
+from layerzoo.ops.sequence import real_first
 
 
 class Nystrom(HeadsLayer):
@@ -43,7 +44,7 @@ class Nystrom(HeadsLayer):
     """
 
     card = Card(
-        title="Nystrom attention", paper="2102.03902", year=2021, cost=(1, 1),
+        title="Nystrom attention", paper="2102.03902", year=2021, survey="M+DS", cost=(1, 1),
         sizes={"tiny": {"dim": 8, "num_heads": 2, "num_landmarks": 4, "conv_kernel": 3}, "base": {"dim": 64, "num_heads": 4, "num_landmarks": 32},
                "odd": {"dim": 15, "num_heads": 3, "num_landmarks": 5, "conv_kernel": 5}},
         limit={"equals": "mhsa", "options": {"num_landmarks": 24, "conv_kernel": 0, "num_iterations": 40}, "grid": (4, 6), "tol": 1e-6},
@@ -65,13 +66,7 @@ class Nystrom(HeadsLayer):
             self.conv = nn.Conv2d(self.num_heads, self.num_heads, (conv_kernel, 1), padding=(conv_kernel // 2, 0), groups=self.num_heads, bias=False)
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        if mask is None:
-            return self.merge(self.mix_heads(tokens, None))
-        # the sequence is that of the real tokens: padding anywhere moves no landmark and no place under the convolution
-        order = (~mask).int().argsort(dim=1, stable=True).unsqueeze(-1).expand_as(tokens)
-        real = torch.arange(mask.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
-        y = self.merge(self.mix_heads(tokens.gather(1, order), real))
-        return torch.zeros_like(y).scatter(1, order, y)
+        return real_first(lambda packed, real: self.merge(self.mix_heads(packed, real)), tokens, mask)
 
     def mix_heads(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, N, d) of tokens (B, N, C) whose real ones come first."""

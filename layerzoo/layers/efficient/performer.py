@@ -44,7 +44,7 @@ class Performer(HeadsLayer):
     """
 
     card = Card(
-        title="Performer (FAVOR+)", paper="2009.14794", year=2020, cost=(1, 1), causal=True, symmetry="permutation",
+        title="Performer (FAVOR+)", paper="2009.14794", year=2020, survey="KR", cost=(1, 1), causal=True, symmetry="permutation",
         sizes={"tiny": {"dim": 8, "num_heads": 2, "num_features": 6}, "base": {"dim": 64, "num_heads": 4},
                "odd": {"dim": 15, "num_heads": 3, "num_features": 7}},
         limit={"equals": "mhsa", "options": {"eps": 0.0, "num_heads": 4}, "equals_options": {"num_heads": 4}, "grid": (4, 6),
