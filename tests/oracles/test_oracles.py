@@ -10,7 +10,7 @@ from layerzoo.layers.base import TokenLayer
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
 from layerzoo.testing_claims import build, close
 
-TOLERANCE = {"nystrom": 1e-7}  # above 1e-9 alone where the steps of the pseudo-inverse amplify rounding
+TOLERANCE = {"nystrom": 1e-7, "cosformer": 1e-8}  # the steps of the pseudo-inverse amplify rounding, as does a normaliser near eps
 HERE = Path(__file__).parent
 TWINS = {p.stem for p in HERE.glob("*.py")} - {Path(__file__).stem}
 ROOMS = {name: room for room in (LAYERS, FFNS, POSITIONS, DOWNSAMPLES) for name in room.names()}
