@@ -160,6 +160,8 @@ def test_misspelt_names_get_the_right_suggestion(tmp_path):
                 right += name in re.search(r"such as (.*)", str(caught.value))[1].split(", ")
     for name in list_recipes():
         wrong = misspell(name, 2, rng)
+        if wrong in list_recipes():
+            continue  # the second change took the first one back
         with pytest.raises(RecipeError, match="no such recipe") as caught:
             find_recipe(wrong)
         total += 1
