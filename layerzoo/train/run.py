@@ -207,7 +207,8 @@ def _describe(recipe: Recipe, data: ImageData, price: Cost, trainer: pl.Trainer)
     _say(f"data   {recipe.data.source}: {len(data.classes)} classes, {counts}")
     _say(f"model  {recipe.model.name}: {price}")
     accumulated = f" x {recipe.trainer.accumulate_grad_batches} accumulated" if recipe.trainer.accumulate_grad_batches > 1 else ""
-    _say(f"batch  {recipe.data.batch_size} = {trainer.world_size} x {trainer.strategy.root_device.type} x {recipe.data.batch_size // parts}{accumulated}, {trainer.precision}")
+    share = f"{trainer.world_size} x {trainer.strategy.root_device.type} x {recipe.data.batch_size // parts}{accumulated}"
+    _say(f"batch  {recipe.data.batch_size} = {share}, {trainer.precision}")
 
 
 @rank_zero_only

@@ -1,7 +1,6 @@
 """alpha-entmax attention, one query at a time, the threshold found on the sorted support."""
 
 import torch
-
 from oracles.linear_attention import joined, projected
 
 

@@ -1,10 +1,9 @@
 """Agent attention, one agent and one position at a time."""
 
 import torch
-from torch.nn import functional as F
-
 from oracles.flatten import convolved
 from oracles.linear_attention import projected
+from torch.nn import functional as F
 
 
 def cells(side, count):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from oracles.linear_attention import joined, projected
 
 
 def block_seen(layer, head, block, total):
@@ -14,28 +15,26 @@ def block_seen(layer, head, block, total):
     return (block + shifts[turn % len(shifts)]) % total
 
 
-def twin(layer, tokens, grid, mask=None):
-    batch, length, dim = tokens.shape
-    d = dim // layer.num_heads
-    w, b = layer.qkv.weight, layer.qkv.bias
-    b = torch.zeros(3 * dim, dtype=w.dtype) if b is None else b
-    out = []
+def attended(layer, tokens, mask, seen):
+    """Softmax attention in which head h of real token i sees the real tokens seen(h, i, count), numbered without the masked ones."""
+    q, k, v = projected(layer, tokens)
+    batch, heads, length, d = q.shape
+    rows = [[[torch.zeros(d, dtype=q.dtype)] * length for _ in range(heads)] for _ in range(batch)]
     for n in range(batch):
         real = [j for j in range(length) if mask is None or mask[n, j]]
-        blocks = [real[s: s + layer.block_size] for s in range(0, len(real), layer.block_size)]
-        rows = []
-        for i in range(length):
-            if i not in real:
-                rows.append(torch.zeros(dim, dtype=tokens.dtype))
-                continue
-            own, heads = real.index(i) // layer.block_size, []
-            for h in range(layer.num_heads):
-                wq, wk, wv = (w[p * dim + h * d: p * dim + (h + 1) * d] for p in range(3))
-                bq, bk, bv = (b[p * dim + h * d: p * dim + (h + 1) * d] for p in range(3))
-                seen = blocks[block_seen(layer, h, own, len(blocks))]
-                q = wq @ tokens[n, i] + bq
-                weights = torch.stack([(q @ (wk @ tokens[n, j] + bk) / math.sqrt(d)).exp() for j in seen])
-                heads.append(sum(a * (wv @ tokens[n, j] + bv) for a, j in zip(weights, seen)) / weights.sum())
-            rows.append(layer.proj.weight @ torch.cat(heads) + layer.proj.bias)
-        out.append(torch.stack(rows))
-    return torch.stack(out)
+        for h in range(heads):
+            for i, place in enumerate(real):
+                keys = [real[j] for j in seen(h, i, len(real))]
+                if keys:
+                    scores = torch.stack([q[n, h, place] @ k[n, h, j] / math.sqrt(d) for j in keys])
+                    rows[n][h][place] = sum(a * v[n, h, j] for a, j in zip(scores.softmax(0), keys))
+    return joined(layer, torch.stack([torch.stack([torch.stack(r) for r in sample]) for sample in rows]), mask)
+
+
+def twin(layer, tokens, grid, mask=None):
+    def seen(head, i, count):
+        size = layer.block_size
+        block = block_seen(layer, head, i // size, -(-count // size))
+        return range(block * size, min(block * size + size, count))
+
+    return attended(layer, tokens, mask, seen)

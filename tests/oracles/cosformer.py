@@ -3,7 +3,6 @@
 import math
 
 import torch
-
 from oracles.linear_attention import joined, projected, weighted
 
 

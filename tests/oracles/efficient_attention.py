@@ -1,7 +1,6 @@
 """Efficient attention, one head and one channel at a time."""
 
 import torch
-
 from oracles.linear_attention import joined, projected
 
 

@@ -1,7 +1,6 @@
 """Focused linear attention, one pair of positions and one place of the convolution at a time."""
 
 import torch
-
 from oracles.linear_attention import projected
 
 
@@ -12,13 +11,13 @@ def focused(x, power, eps):
 
 
 def convolved(conv, places):
-    """Depthwise, with zeros around the map: (C, H, W) -> the same."""
+    """Depthwise, with zeros around the map: (C, H, W) -> (H W, C)."""
     channels, height, width = places.shape
     side, half = conv.weight.shape[-1], conv.weight.shape[-1] // 2
     columns = []
     for r in range(height):
         for c in range(width):
-            total = conv.bias
+            total = torch.zeros(channels, dtype=places.dtype) if conv.bias is None else conv.bias
             for i in range(side):
                 for j in range(side):
                     if 0 <= r + i - half < height and 0 <= c + j - half < width:

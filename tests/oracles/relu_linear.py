@@ -1,24 +1,14 @@
 """ReLU linear attention, with each place of the convolutions and each pair of positions by itself."""
 
 import torch
+from oracles.flatten import convolved
 
 
 def aggregated(scale, places, groups):
-    """A depthwise convolution with zeros around the map, then a linear map in each group: (C, H, W) -> the same."""
-    depthwise, pointwise = (module.weight for module in scale)
-    channels, height, width = places.shape
-    side, half = depthwise.shape[-1], depthwise.shape[-1] // 2
-    columns = []
-    for r in range(height):
-        for c in range(width):
-            total = torch.zeros(channels, dtype=places.dtype)
-            for i in range(side):
-                for j in range(side):
-                    if 0 <= r + i - half < height and 0 <= c + j - half < width:
-                        total = total + depthwise[:, 0, i, j] * places[:, r + i - half, c + j - half]
-            parts = zip(total.chunk(groups), pointwise[:, :, 0, 0].chunk(groups))
-            columns.append(torch.cat([w @ t for t, w in parts]))
-    return torch.stack(columns, 1).unflatten(1, (height, width))
+    """A depthwise convolution of a map (C, H, W), then a linear map in each group: (H W, C)."""
+    depthwise, pointwise = scale
+    weights = pointwise.weight[:, :, 0, 0].chunk(groups)
+    return torch.cat([part @ w.T for part, w in zip(convolved(depthwise, places).chunk(groups, 1), weights)], 1)
 
 
 def twin(layer, tokens, grid, mask=None):
@@ -29,7 +19,7 @@ def twin(layer, tokens, grid, mask=None):
         qkv = tokens[n] @ layer.qkv.weight.T + (0 if layer.qkv.bias is None else layer.qkv.bias)
         if mask is not None:
             qkv = qkv * mask[n, :, None]
-        scales = [qkv, *(aggregated(s, qkv.T.unflatten(1, grid), 3 * layer.num_heads).flatten(1).T for s in layer.scales)]
+        scales = [qkv, *(aggregated(s, qkv.T.unflatten(1, grid), 3 * layer.num_heads) for s in layer.scales)]
         rows = []
         for i in range(length):
             heads = []

@@ -1,7 +1,6 @@
 """Cross-covariance attention, one pair of channels at a time."""
 
 import torch
-
 from oracles.linear_attention import joined, projected
 
 

@@ -8,7 +8,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.attention import attend
-from layerzoo.ops.sequence import real_first
+from layerzoo.ops.sequence import real_first, take
 
 PLANS = 256  # rows of random numbers: query block i takes row i mod 256
 
@@ -68,16 +68,15 @@ class BigBird(HeadsLayer):
         """Heads (B, h, N, d) of tokens (B, N, C) whose real ones come first."""
         length, size = tokens.shape[1], min(self.block_size, tokens.shape[1])
         real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
-        real = real | ~real.any(1, keepdim=True)  # a sample of padding alone must see something: its output is dropped
         q, k, v = (F.pad(t, (0, 0, 0, -length % size)) for t in self.split(tokens))
         real = F.pad(real, (0, -length % size))
         last = (real.sum(1) - 1) // size  # (B,), the number of the last block with a real token
         ends = torch.stack([torch.zeros_like(last), last], 1)[..., None] * size + torch.arange(size, device=q.device)  # (B, 2, b)
-        full = attend(_take(q, ends.flatten(1)), k, v, real)
+        full = attend(take(q, ends.flatten(1)), k, v, real)
         y = torch.cat([full, self.mix_sparse(q, k, v, real, last, size)], 2)
         token = torch.arange(length, device=q.device)
         middle = torch.where(token // size == last[:, None], token % size + size, token + 2 * size)
-        return _take(y, torch.where(token < size, token, middle))
+        return take(y, torch.where(token < size, token, middle))
 
     def mix_sparse(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, last: Tensor, size: int) -> Tensor:
         """Queries of each block over the keys of the blocks it sees; blocks are folded into the second axis, heads into the batch."""
@@ -108,8 +107,3 @@ class BigBird(HeadsLayer):
         seen = torch.cat([ends.expand(*shape, -1), window.expand(*shape, -1), random], -1)
         valid = torch.cat([two.expand(*shape, -1), inside.expand(*shape, -1), picked < free[..., None]], -1)
         return torch.where(valid, seen, 0), valid
-
-
-def _take(x: Tensor, place: Tensor) -> Tensor:
-    """Rows of heads (B, h, N, d) at place (B, n)."""
-    return x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

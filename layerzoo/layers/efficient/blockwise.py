@@ -69,7 +69,6 @@ class Blockwise(HeadsLayer):
         size = min(self.block_size, length)
         q, k, v = (_cut(t, size) for t in self.split(tokens))
         real = torch.ones(batch, length, dtype=torch.bool, device=tokens.device) if mask is None else mask
-        real = real | ~real.any(1, keepdim=True)  # a sample of padding alone must see something: its output is dropped
         real = _cut(real[:, None, :, None], size)
         seen = self.seen_blocks(real.flatten(3).any(3).sum(2), q.shape[2])[..., None, None]
         k, v = k.gather(2, seen.expand_as(k)), v.gather(2, seen.expand_as(v))

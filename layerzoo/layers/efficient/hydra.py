@@ -1,7 +1,6 @@
 """Hydra attention: as many heads as channels, so that attention is one sum over positions."""
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerzoo.card import Card
@@ -43,8 +42,8 @@ class Hydra(TokenLayer):
     def __init__(self, dim: int, *, qkv_bias: bool = True, causal: bool = False):
         super().__init__(dim)
         self.causal = causal
-        self.qkv = torch.nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = torch.nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         q, pairs = self.features(tokens)

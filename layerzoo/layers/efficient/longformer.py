@@ -65,7 +65,6 @@ class Longformer(HeadsLayer):
 
     def mix_heads(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, N, d) of tokens (B, N, C) whose real ones come first."""
-        mask = None if mask is None else mask | ~mask.any(1, keepdim=True)  # a sample of padding alone: its output is dropped
         y = self.mix_windows(*self.split(tokens), mask)
         if not self.num_global:
             return y

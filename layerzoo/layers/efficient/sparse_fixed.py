@@ -10,7 +10,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.attention import attend
-from layerzoo.ops.sequence import real_first
+from layerzoo.ops.sequence import real_first, take
 
 
 class SparseFixed(HeadsLayer):
@@ -75,7 +75,7 @@ class SparseFixed(HeadsLayer):
     def mix_heads(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Heads (B, h, N, d) of tokens (B, N, C) whose real ones come first."""
         batch, length, _ = tokens.shape
-        count = torch.full((batch, 1), length, device=tokens.device) if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
+        count = torch.full((batch, 1), length, device=tokens.device) if mask is None else mask.sum(1, keepdim=True)
         longest = min(self.stride or math.ceil(math.sqrt(length)), length)
         squares = torch.arange(longest, device=count.device) ** 2  # as many are below n as sqrt(n) rounded up
         stride = (squares < count).sum(1, keepdim=True) if self.stride is None else torch.full_like(count, self.stride)
@@ -91,11 +91,11 @@ class SparseFixed(HeadsLayer):
         total, column, token = -(-q.shape[2] // size), torch.arange(size, device=q.device), torch.arange(q.shape[2], device=q.device)
         place = torch.arange(total, device=q.device)[:, None] * stride + column
         inside = (column < stride) & (place < count)  # (B, blocks, size)
-        q, k, v = (_take(t, torch.where(inside, place, 0).flatten(1)).unflatten(2, (total, size)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        q, k, v = (take(t, torch.where(inside, place, 0).flatten(1)).unflatten(2, (total, size)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
         visible = (inside | ~inside.any(-1, keepdim=True)).flatten(0, 1)[:, None, None]  # an empty block sees anything
         visible = visible & (column <= column[:, None]) if self.causal else visible
         y = attend(q, k, v, bias=_bias(visible)).unflatten(0, (-1, total)).transpose(1, 2).flatten(2, 3)
-        return _take(y, (token // stride[:, 0] * size + token % stride[:, 0]).clamp(max=total * size - 1))
+        return take(y, (token // stride[:, 0] * size + token % stride[:, 0]).clamp(max=total * size - 1))
 
     def mix_summaries(self, q: Tensor, k: Tensor, v: Tensor, count: Tensor, stride: Tensor, size: int) -> Tensor:
         """All queries see the last c tokens of every block, and a key and value of zeros where there are none to see."""
@@ -106,13 +106,8 @@ class SparseFixed(HeadsLayer):
         place = torch.where(inside[:, 0], place.flatten(1), 0)
         visible = inside & (place[:, None] <= token) if self.causal else inside
         visible = torch.cat([visible, ~visible.any(-1, keepdim=True)], -1)[:, None]
-        return attend(q, *(F.pad(_take(t, place), (0, 0, 0, 1)) for t in (k, v)), bias=_bias(visible))
+        return attend(q, *(F.pad(take(t, place), (0, 0, 0, 1)) for t in (k, v)), bias=_bias(visible))
 
 
 def _bias(visible: Tensor) -> Tensor:
     return torch.where(visible, 0.0, float("-inf"))
-
-
-def _take(x: Tensor, place: Tensor) -> Tensor:
-    """Rows of heads (B, h, N, d) at place (B, n)."""
-    return x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

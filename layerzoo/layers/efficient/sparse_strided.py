@@ -10,7 +10,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.attention import attend
-from layerzoo.ops.sequence import real_first
+from layerzoo.ops.sequence import real_first, take
 
 
 class SparseStrided(HeadsLayer):
@@ -72,7 +72,6 @@ class SparseStrided(HeadsLayer):
         """Heads (B, h, N, d) of tokens (B, N, C) whose real ones come first."""
         batch, length, _ = tokens.shape
         real = torch.ones(batch, length, dtype=torch.bool, device=tokens.device) if mask is None else mask
-        real = real | ~real.any(1, keepdim=True)  # a sample of padding alone must see something: its output is dropped
         longest = min(self.stride or math.ceil(math.sqrt(length)), length)
         squares = torch.arange(longest, device=real.device) ** 2  # as many are below n as sqrt(n) rounded up
         stride = (squares < real.sum(1, keepdim=True)).sum(1) if self.stride is None else torch.full_like(real.sum(1), longest)
@@ -98,16 +97,16 @@ class SparseStrided(HeadsLayer):
 
     def mix_strided(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, stride: Tensor, columns: int) -> Tensor:
         """Token i is row i // l of column i mod l; columns are folded into the batch. No sample has more rows than the fullest."""
-        batch, heads, length, _ = q.shape
+        batch, length = q.shape[0], q.shape[2]
         rows = -(-length // columns)
         column, row = torch.arange(columns, device=q.device)[:, None], torch.arange(rows, device=q.device)
         place = row * stride + column
         inside = (column < stride) & (place < real.sum(1)[:, None, None])  # (B, columns, rows)
-        place = torch.where(inside, place, 0).flatten(1)[:, None, :, None].expand(-1, heads, -1, q.shape[3])
-        q, k, v = (t.gather(2, place).unflatten(2, (columns, rows)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        place = torch.where(inside, place, 0).flatten(1)
+        q, k, v = (take(t, place).unflatten(2, (columns, rows)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
         visible = (inside | ~inside.any(-1, keepdim=True)).flatten(0, 1)[:, None, None]  # an empty column sees anything
         visible = visible & (row <= row[:, None]) if self.causal else visible
         y = attend(q, k, v, bias=torch.where(visible, 0.0, float("-inf"))).unflatten(0, (batch, columns)).transpose(1, 2).flatten(2, 3)
         token = torch.arange(length, device=q.device)
         back = (token % stride[:, 0] * rows + token // stride[:, 0]).clamp(max=columns * rows - 1)
-        return y.gather(2, back[:, None, :, None].expand(-1, heads, -1, y.shape[3]))
+        return take(y, back)
