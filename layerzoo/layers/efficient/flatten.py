@@ -1,6 +1,5 @@
 """Focused linear attention of FLatten: a power sharpens the features, a depthwise convolution restores the rank."""
 
-import torch
 from torch import Tensor, nn
 
 from layerzoo.card import Card
