@@ -16,6 +16,7 @@ from torch import Tensor
 from layerzoo.card import Card
 from layerzoo.errors import bad_value, unknown_name
 from layerzoo.layers.base import Layer, TokenLayer
+from layerzoo.ops.auxiliary import collect_auxiliary
 from layerzoo.registry import FFNS, LAYERS
 from layerzoo.testing_claims import Mismatch, build, close, cost, expect, limit, symmetry
 
@@ -172,8 +173,7 @@ def _format(cls: type[Layer], card: Card) -> None:
     x = _map(layer, (7, 13))
     y, last = layer(x), layer(x.to(memory_format=torch.channels_last))
     expect(y.is_contiguous(), "format of an NCHW map", f"strides {y.stride()}", "NCHW")
-    kept = last.is_contiguous(memory_format=torch.channels_last)
-    expect(kept, "format of a channels_last map", f"strides {last.stride()}", "channels_last")
+    expect(last.is_contiguous(memory_format=torch.channels_last), "format of a channels_last map", f"strides {last.stride()}", "channels_last")
     close("channels_last against NCHW", last, y)
     for dtype in (torch.float32, torch.bfloat16):
         z = copy.deepcopy(layer).to(dtype)(x.to(dtype))
@@ -268,8 +268,7 @@ def _poisoned(layer: TokenLayer, tokens: Tensor, grid: tuple[int, int], real: Te
     if spoilt.grad is not None:
         expect(not spoilt.grad[~real].any(), "gradient at masked tokens", "not zero", "zero")
     grads = [p.grad for p in (spoilt, *layer.parameters()) if p.grad is not None]
-    finite = all(g.isfinite().all() for g in grads)
-    expect(finite, f"gradients with {poison} in masked tokens and a sample wholly masked", "not finite", "finite")
+    expect(all(g.isfinite().all() for g in grads), f"gradients with {poison} in masked tokens and a sample wholly masked", "not finite", "finite")
 
 
 def _padding(cls: type[Layer], card: Card) -> str | None:
@@ -340,7 +339,9 @@ def _gradients(cls: type[Layer], card: Card) -> None:
     for grid in ((1, 1), (3, 5)):
         layer = build(cls, card, "tiny").train()
         x = _map(layer, grid).requires_grad_()
-        layer(x).square().sum().backward()
+        with collect_auxiliary() as auxiliary:
+            loss = layer(x).square().sum()
+        (loss + auxiliary.loss()).backward()
         for name, p in (("input", x), *layer.named_parameters()):
             expect(p.grad is not None, f"gradient of {name}", None, "a tensor: no unused parameter")
             expect(p.grad.isfinite().all(), f"gradient of {name} on a map of {grid}", "not finite", "finite")

@@ -9,14 +9,15 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from layerzoo.config import TaskConfig
+from layerzoo.ops.auxiliary import collect_auxiliary
 from layerzoo.tasks.base import Task, check_share
 
 
 class Classify(Task):
     """Cross-entropy with label smoothing or soft targets; loss, top-1 and (above 5 classes) top-5 on val and test.
 
-    Nothing is read on the host and nothing is logged in a step: the training loss is the step's output, which
-    `layerzoo.train.callbacks.StepMeter` gathers; evaluation sums on the device and logs at the end of the epoch. Give
+    Nothing is read on the host and nothing is logged in a step: the training loss is the step's output, with what layers report
+    (`layerzoo.ops.auxiliary`: their losses are added to it), and `layerzoo.train.callbacks.StepMeter` gathers both; evaluation sums on the device and logs at the end of the epoch. Give
     each rank its own share of an evaluation set, unpadded and not empty: ranks are summed, so every sample counts once.
     Evaluation is of the averaged weights where there are any, and its loss is without label smoothing.
 
@@ -43,9 +44,12 @@ class Classify(Task):
         """Logits (B, K) of images (B, C, H, W), with test-time augmentation if configured."""
         return sum(weight * self.final_model(self.layout(view)) for weight, view in TTA[self.config.tta](x))
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor | dict[str, Tensor]:
         x, y = batch
-        return F.cross_entropy(self.model(self.layout(x)), y, label_smoothing=self.config.label_smoothing)
+        with collect_auxiliary() as auxiliary:
+            logits = self.model(self.layout(x))
+        loss = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing) + auxiliary.loss()
+        return {"loss": loss, **means} if (means := auxiliary.means()) else loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return self._measure("val", *batch)

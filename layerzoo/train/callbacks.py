@@ -32,8 +32,8 @@ class Epoch:
 class StepMeter(pl.Callback):
     """Gathers the loss of each step on the device, reads it every n steps and at the end of an epoch, and logs it.
 
-    Logged: train/loss (mean over the steps since the last reading, and over ranks), train/lr, train/images_per_s (all
-    ranks, without evaluation). A loss that is not finite stops the run at the reading, naming the step; no checkpoint is
+    Logged: train/loss and what layers report, as train/<name> (means over the steps since the last reading, and over ranks),
+    train/lr, train/images_per_s (all ranks, without evaluation). A loss that is not finite stops the run at the reading, naming the step; no checkpoint is
     saved after such a loss or with such weights.
 
     Args:
@@ -45,6 +45,7 @@ class StepMeter(pl.Callback):
     def __init__(self, every_n_steps: int):
         self.every_n_steps = every_n_steps
         self.losses, self.filled = torch.zeros(0), 0
+        self.reported: dict[str, Tensor] = {}
         self.epoch = Epoch()
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -57,6 +58,8 @@ class StepMeter(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: dict, batch: tuple, batch_idx: int) -> None:
         self.slots[self.filled].copy_(outputs["loss"])
+        for name in outputs.keys() - {"loss"}:
+            self.reported[name] = self.reported.get(name, 0) + outputs[name]
         self.filled += 1
         self.images += len(batch[1])
         if self.filled == len(self.slots):
@@ -85,14 +88,15 @@ class StepMeter(pl.Callback):
         images, seconds = self.images * trainer.world_size, time.perf_counter() - self.start
         metrics = {
             "train/loss": sum(losses) / len(losses), "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "train/images_per_s": images / seconds, "epoch": trainer.current_epoch}
+            "train/images_per_s": images / seconds, "epoch": trainer.current_epoch,
+            **{f"train/{name}": trainer.strategy.reduce(total / self.filled, reduce_op="mean").item() for name, total in sorted(self.reported.items())}}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self.epoch = Epoch(self.epoch.losses + losses, self.epoch.images + images, self.epoch.seconds + seconds)
         self._restart(trainer)
 
     def _restart(self, trainer: pl.Trainer) -> None:
-        self.filled, self.images = 0, 0
+        self.filled, self.images, self.reported = 0, 0, {}
         self.first_step, self.start = trainer.global_step, time.perf_counter()
 
     def _losses(self, trainer: pl.Trainer) -> list[float]:

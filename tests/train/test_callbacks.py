@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from toy import QUIET, ToyData, toy_task
 
+from layerzoo.ops.auxiliary import add_statistic
 from layerzoo.train.callbacks import PredictionReport, Progress, StepMeter, draw_wrong
 
 
@@ -58,6 +59,25 @@ def test_meter_logs_means_between_readings():
     task = toy_task()
     assert [r["train/lr"] for r in train] == pytest.approx([task.schedule(r["step"] - 1) for r in train])
     assert all(r["train/images_per_s"] > 0 for r in train)
+
+
+class Telling(torch.nn.Sequential):
+    """Reports the number of its call, from 1, as a statistic."""
+
+    calls = 0
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+            add_statistic("calls", torch.tensor(float(self.calls)))
+        return super().forward(x)
+
+
+def test_meter_logs_the_means_of_what_layers_report():
+    rows, task = Rows(), toy_task()
+    task.model = Telling(*task.model)
+    fit([StepMeter(every_n_steps=4)], logger=rows, task=task, max_epochs=1)
+    assert [r["train/calls"] for r in rows.rows if "train/loss" in r] == [2.5, 5.5]
 
 
 def test_meter_counts_optimiser_steps_under_accumulation():
