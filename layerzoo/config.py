@@ -84,7 +84,8 @@ class DataConfig:
     """Where images come from and how they are fed.
 
     Args:
-        source: "digits", "folder:PATH", or a scheme of timm.data.create_dataset such as "torch/cifar10" or "hfds/...".
+        source: "digits", "folder:PATH", or a scheme of timm.data.create_dataset such as "torch/cifar10" or "hfds/..."; any of these
+            after "grey:" for grey images.
         img_size: height and width in pixels given to the model.
         batch_size: samples per optimiser step over all devices.
         eval_batch_size: samples per forward pass in evaluation.

@@ -53,6 +53,11 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGB")
 
 
+def as_grey(image: Image.Image) -> Image.Image:
+    """The luma of an RGB image, in three equal channels."""
+    return image.convert("L").convert("RGB")
+
+
 def fit_image(image: Image.Image, size: int) -> Image.Image:
     """The central square, scaled to `size` pixels: shorter side to size, then centre crop; as it is if it has that size."""
     return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

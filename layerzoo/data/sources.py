@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from layerzoo.data.images import read_image
+from layerzoo.data.images import as_grey, read_image
 from layerzoo.errors import DataRefused, bad_value
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 TIMM_PACKAGES = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
+GREY = "grey:"
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
 
 
@@ -56,6 +57,34 @@ class ImageSet:
         return hashlib.sha256(names.encode(errors="surrogateescape") + self.labels[index].tobytes()).hexdigest()[:16]
 
 
+class GreySet(ImageSet):
+    """The images of another set in grey: three equal channels of luma (ITU-R BT.601, as Pillow has it).
+
+    Args:
+        images: the other set.
+    """
+
+    def __init__(self, images: ImageSet):
+        super().__init__(f"{images.title}-grey", images.labels)
+        self.images, self.origin, self.random_access = images, f"{GREY}{images.origin}", images.random_access
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return map(as_grey, self.images)
+
+    def read(self, i: int) -> Image.Image:
+        return as_grey(self.images.read(i))
+
+    def name(self, i: int) -> str:
+        return self.images.name(i)
+
+    def listing(self, index: np.ndarray) -> str:
+        return self.images.listing(index)
+
+    def fingerprint(self) -> str:
+        base = self.images.fingerprint()
+        return base and f"{GREY}{base}"
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened source.
@@ -73,12 +102,16 @@ def open_source(text: str) -> Source:
     """List what a source holds; images are read later.
 
     Args:
-        text: "digits", "folder:PATH", or a name of timm.data.create_dataset after torch/, hfds/, hfids/, tfds/ or wds/.
+        text: "digits", "folder:PATH", or a name of timm.data.create_dataset after torch/, hfds/, hfids/, tfds/ or wds/; any of
+            these after "grey:" for grey images.
     Raises:
         ValueError: for a string that is none of these, or a missing package.
         DataRefused: if the data is not there, or its classes do not match.
     """
     check_source(text)
+    if text.startswith(GREY):
+        source = open_source(text.removeprefix(GREY))
+        return Source(source.classes, {split: GreySet(images) for split, images in source.splits.items()})
     if text == "digits":
         return _open_digits()
     if text.startswith("folder:"):
@@ -90,8 +123,9 @@ def open_source(text: str) -> Source:
 
 def check_source(text: str) -> None:
     """Refuse a string that names no source, or one whose package is not installed, before data is touched."""
-    scheme, _, rest = text.partition("/")
-    if text == "digits" or (text.startswith("folder:") and text != "folder:"):
+    plain = text.removeprefix(GREY)
+    scheme, _, rest = plain.partition("/")
+    if plain == "digits" or (plain.startswith("folder:") and plain != "folder:"):
         return
     if scheme not in TIMM_PACKAGES or not rest:
         raise bad_value(

@@ -122,7 +122,31 @@ class Whitening(nn.Module):
         return self.proj(F.gelu(y))
 
 
-STEMS = {"patchify": Patchify, "overlap": OverlapConv, "conv_pool": ConvPool, "conv": ConvNormAct, "whitening": Whitening}
+class GreyLevels(nn.Module):
+    """Each pixel's grey as one of 256 learned vectors, of which the model knows no order (Long Range Arena, arXiv 2011.04006).
+
+    Reads the first channel. `init_from_data` learns which normalised values are black and white; before that they are -2 and 2.
+    """
+
+    stride, levels = 1, 256
+
+    def __init__(self, in_chans: int, dim: int):
+        super().__init__()
+        self.embed = nn.Embedding(self.levels, dim)
+        self.register_buffer("ends", torch.tensor([-2.0, 2.0]))
+
+    @torch.no_grad()
+    def init_from_data(self, images: Tensor) -> None:
+        """Set black and white to the least and largest value of normalised images (B, C, H, W)."""
+        self.ends.copy_(torch.stack(images[:, 0].aminmax()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.ends.to(x.dtype)
+        level = ((x[:, 0] - low) / (high - low) * (self.levels - 1)).round().clamp(0, self.levels - 1)
+        return self.embed(level.long()).permute(0, 3, 1, 2)
+
+
+STEMS = {"patchify": Patchify, "overlap": OverlapConv, "conv_pool": ConvPool, "conv": ConvNormAct, "whitening": Whitening, "grey_levels": GreyLevels}
 
 
 def create_stem(spec: str | dict, in_chans: int, dim: int) -> nn.Module:

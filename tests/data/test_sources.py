@@ -13,7 +13,7 @@ import timm.data
 from folders import make_folder, picture
 from PIL import Image
 
-from layerzoo.data.sources import ImageSet, check_source, open_source
+from layerzoo.data.sources import GreySet, ImageSet, check_source, open_source
 from layerzoo.errors import DataRefused, Refusal
 
 PAIR = {"cat": 3, "dog": 2}
@@ -47,6 +47,34 @@ def test_folder_lists_classes_and_files_in_order(tmp_path):
     assert train.labels.tolist() == [0] * 12 + [1] * 2
     assert train.name(10) == str(tmp_path / "train" / "cat" / "010.png")
     assert np.array_equal(np.asarray(train.read(10)), np.asarray(Image.open(train.name(10))))
+
+
+def test_grey_is_luma_in_three_channels(tmp_path):
+    make_folder(tmp_path, {"train": PAIR, "test": PAIR})
+    colour, grey = (open_source(f"{prefix}folder:{tmp_path}") for prefix in ("", "grey:"))
+    assert grey.classes == colour.classes and grey.splits.keys() == colour.splits.keys()
+    ours, base = grey.splits["train"], colour.splits["train"]
+    assert ours.labels.tolist() == base.labels.tolist() and ours.name(1) == base.name(1) and ours.random_access
+    pixels, rgb = np.asarray(ours.read(1)), np.asarray(base.read(1)).astype(float)
+    assert (pixels == pixels[..., :1]).all() and np.abs(pixels[..., 0] - rgb @ [0.299, 0.587, 0.114]).max() <= 1
+    index = np.arange(3)
+    assert ours.listing(index) == base.listing(index) and ours.origin != base.origin
+    assert ours.fingerprint() not in ("", base.fingerprint()), "cached apart"
+
+
+def test_grey_of_a_source_that_is_read_in_order():
+    class Stream(ImageSet):
+        random_access = False
+
+        def __iter__(self):
+            for i in range(2):
+                self.labels[i] = 5 + i  # known once read
+                yield Image.fromarray(picture(i))
+
+    grey = GreySet(Stream("stream", [-1, -1]))
+    pixels = [np.asarray(image) for image in grey]
+    assert len(pixels) == 2 and all((p == p[..., :1]).all() for p in pixels)
+    assert grey.labels.tolist() == [5, 6] and not grey.random_access and grey.fingerprint() == ""
 
 
 def test_folders_within_class_folders_and_files_that_are_no_images(tmp_path):
@@ -106,7 +134,7 @@ def test_class_without_validation_images_is_said(tmp_path):
     assert val.labels.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("text", ["", "digit", "folder:", "cifar10", "torch/", "tfds", "digits/x", "imagenet/x"])
+@pytest.mark.parametrize("text", ["", "digit", "folder:", "cifar10", "torch/", "tfds", "digits/x", "imagenet/x", "grey:", "grey:x"])
 def test_strings_that_name_no_source(text):
     with pytest.raises(Refusal, match=re.escape(f"data.source: got {text!r}, expected digits, folder:PATH, torch/NAME, hfds/NAME, hfids/NAME, tfds/NAME or wds/PATH. ")):
         check_source(text)
