@@ -1,4 +1,4 @@
-"""Downsamples: against their slow twins, at odd sizes, in both memory formats, and what they refuse."""
+"""Downsamples: against their slow twins, at odd sizes, in both memory formats, what they cost, and what they refuse."""
 
 import doctest
 import importlib
@@ -9,6 +9,7 @@ import torch
 
 from layerzoo.downsample.base import Downsample
 from layerzoo.registry import DOWNSAMPLES
+from layerzoo.testing_claims import cost
 
 NAMES = DOWNSAMPLES.names()
 EVERY = [(name, size) for name in NAMES for size in ("tiny", "base", "odd")]
@@ -19,7 +20,7 @@ def build(name, size="tiny"):
 
 
 def test_all_are_here():
-    assert {"conv_stride", "patch_merge"} <= set(NAMES)
+    assert {"conv_stride", "patch_merge", "funnel", "token_learner", "charformer"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,14 +46,26 @@ def test_equals_its_twin_forward_and_backward(name, size, grid):
 
 @pytest.mark.parametrize("name, size", EVERY)
 @pytest.mark.parametrize("grid", [(1, 1), (7, 13), (32, 32)])
-def test_halves_the_sides_rounding_up_and_keeps_the_format(name, size, grid):
+def test_makes_the_grid_it_says_and_keeps_the_format(name, size, grid):
     layer = build(name, size).eval()
     x = torch.randn(2, layer.dim, *grid)
     y = layer(x)
-    assert y.shape == (2, layer.dim_out, -(-grid[0] // 2), -(-grid[1] // 2)) and y.is_contiguous()
-    other = layer(x.to(memory_format=torch.channels_last))
-    assert torch.allclose(other, y, atol=1e-5) and other.is_contiguous(memory_format=torch.channels_last)
+    assert y.shape == (2, layer.dim_out, *layer.out_grid(grid)) and y.is_contiguous()
+    last = x.to(memory_format=torch.channels_last)
+    other = layer(last)
+    assert torch.allclose(other, y, atol=1e-5)
+    assert other.is_contiguous(memory_format=torch.channels_last) or last.is_contiguous()  # a map of one place is in both formats
     assert torch.allclose(layer(x[1:]), y[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"token_learner"}))
+def test_halves_the_sides_rounding_up(name):
+    assert [build(name).out_grid(grid) for grid in ((1, 1), (7, 12), (32, 5))] == [(1, 1), (4, 6), (16, 3)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_costs_what_its_card_says(name):
+    assert cost(DOWNSAMPLES.find(name), DOWNSAMPLES.card(name))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -68,6 +81,7 @@ def test_half_precision_stays_finite(name, size, dtype):
 
 @pytest.mark.parametrize("name, size", EVERY)
 def test_compiles_and_exports(name, size):
+    torch._dynamo.reset()  # all share the forward of their base
     layer = build(name, size).eval()
     x = torch.randn(2, layer.dim, 5, 4)
     assert torch.allclose(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x), atol=1e-6)

@@ -1,4 +1,4 @@
-"""The contract of a downsample: half the resolution, other channels."""
+"""The contract of a downsample: fewer places, other channels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from layerzoo.errors import bad_value
 
 
 class Downsample(nn.Module):
-    """(B, C, H, W) -> (B, C_out, ceil(H / 2), ceil(W / 2)) in the same memory format: subclasses write `reduce(x)`.
+    """(B, C, H, W) -> (B, C_out, H', W') in the same memory format: subclasses write `reduce(x)`.
+
+    H' and W' are `out_grid((H, W))`: the halves, rounded up, unless a subclass says otherwise.
 
     Args:
         dim: channels C that come in.
@@ -30,7 +32,7 @@ class Downsample(nn.Module):
         self.dim, self.dim_out = dim, dim_out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
+        """Map (B, C, H, W) to (B, C_out, *out_grid((H, W)))."""
         if x.ndim != 4 or x.shape[1] != self.dim:
             raise bad_value(
                 f"input of {type(self).__name__}", got=tuple(x.shape), expected=f"a map (B, {self.dim}, H, W)",
@@ -38,6 +40,16 @@ class Downsample(nn.Module):
         y = self.reduce(x)
         return y.contiguous() if x.is_contiguous() else y
 
+    def out_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that come out where `grid`, (H, W), comes in."""
+        return halved(grid)
+
     def reduce(self, x: Tensor) -> Tensor:
         """The formula of the downsample."""
         raise NotImplementedError(f"{type(self).__name__} must define reduce(); see layerzoo/downsample for examples")
+
+
+def halved(grid: tuple[int, int]) -> tuple[int, int]:
+    """Half the height and width, rounded up."""
+    height, width = grid
+    return -(-height // 2), -(-width // 2)

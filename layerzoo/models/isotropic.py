@@ -13,7 +13,7 @@ class Isotropic(Model):
         dim: channels C.
         depth: number of blocks.
         layer: name, {"name": ..., option: ...} or class; or a list of these, cycled over the blocks.
-        ffn: the same for the per-position unit.
+        ffn: the same for the per-position unit; ["swiglu", "glam"] has experts in every other block.
         position: encoding after the stem, or "rope2d" | "relative_bias" for layers that take one.
         stem: stem name or dict.
         head: options of Head, and norm: that of the last map.
@@ -25,7 +25,7 @@ class Isotropic(Model):
     """
 
     def __init__(
-        self, *, dim: int, depth: int, layer: str | dict | type | list = "mhsa", ffn: str | dict | type = "mlp", position: str | dict = "learned",
+        self, *, dim: int, depth: int, layer: str | dict | type | list = "mhsa", ffn: str | dict | type | list = "mlp", position: str | dict = "learned",
         stem: str | dict = "patchify", head: dict | None = None, block: dict | None = None, input_size: tuple[int, int, int] = (3, 224, 224),
         num_classes: int = 1000,
     ):
@@ -33,7 +33,7 @@ class Isotropic(Model):
         super().__init__(config, dim, dim, head or {})
         options = dict(block or {})
         rates = drop_path_rates(options.pop("drop_path", 0.0), depth)
-        layers = layer if isinstance(layer, list) else [layer]
+        layers, ffns = (part if isinstance(part, list) else [part] for part in (layer, ffn))
         self.stages.extend(
-            Block(dim, layer=layers[i % len(layers)], ffn=ffn, drop_path=rate, grid=self.grid, position=self.inner_position, **options)
+            Block(dim, layer=layers[i % len(layers)], ffn=ffns[i % len(ffns)], drop_path=rate, grid=self.grid, position=self.inner_position, **options)
             for i, rate in enumerate(rates))

@@ -16,7 +16,7 @@ class Pyramid(Model):
         layer: a layer or classic block (basic, bottleneck, mbconv, convnext, airbench); or a list with one entry per stage,
             where an entry may itself be a list, cycled over the blocks of the stage.
         ffn: per-position unit of the blocks around layers; or a list with one entry per stage.
-        downsample: between stages, which halves the resolution.
+        downsample: between stages, which lowers the resolution.
         position: encoding after the stem, or "rope2d" | "relative_bias" for layers that take one.
         stem: stem name or dict.
         head: options of Head, and norm: that of the last map.
@@ -41,9 +41,9 @@ class Pyramid(Model):
         rates = drop_path_rates(options.pop("drop_path", 0.0), sum(depths))
         dim_in, grid = dims[0], self.grid
         for i, (dim, depth) in enumerate(zip(dims, depths)):
-            grid = grid if i == 0 else tuple(-(-side // 2) for side in grid)
-            here = {"ffn": ffn[i] if isinstance(ffn, list) else ffn, "grid": grid, "position": self.inner_position} | options
-            self.stages.append(Stage(
+            here = {"ffn": ffn[i] if isinstance(ffn, list) else ffn, "position": self.inner_position} | options
+            stage = Stage(
                 dim_in, dim, layer=layer[i] if isinstance(layer, list) else layer, rates=rates[sum(depths[:i]): sum(depths[: i + 1])],
-                downsample=downsample if i else None, options=here))
-            dim_in = dim
+                downsample=downsample if i else None, grid=grid, options=here)
+            self.stages.append(stage)
+            dim_in, grid = dim, stage.grid

@@ -73,6 +73,15 @@ def test_stems_cover_the_image(stem, size):
     assert module(torch.randn(2, 3, *size)).shape == (2, 16, *(-(-s // module.stride) for s in size))
 
 
+def test_grey_levels_are_looked_up_as_whole_numbers():
+    stem = create_stem("grey_levels", 3, 8)
+    grey = torch.arange(256.0).repeat(2).view(2, 1, 16, 16).expand(-1, 3, -1, -1)
+    images = (grey / 255 - 0.48) / 0.24
+    stem.init_from_data(images)
+    assert torch.equal(stem(images), stem.embed(grey[:, 0].long()).permute(0, 3, 1, 2))
+    assert torch.equal(stem(images + 9)[..., 0, 0], stem.embed.weight[255].expand(2, -1)), "beyond white is white"
+
+
 def test_a_patch_at_the_border_is_seen():
     stem = create_stem({"name": "patchify", "patch_size": 4}, 3, 8)
     x = torch.zeros(1, 3, 5, 5)
