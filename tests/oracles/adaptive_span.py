@@ -2,8 +2,7 @@
 
 import math
 
-import torch
-from oracles.linear_attention import joined, projected
+from oracles.blockwise import one_by_one
 
 
 def soft_mask(layer, head, distance):
@@ -13,14 +12,9 @@ def soft_mask(layer, head, distance):
 
 
 def twin(layer, tokens, grid, mask=None):
-    q, k, v = projected(layer, tokens)
-    batch, heads, length, d = q.shape
-    rows = [[[torch.zeros(d, dtype=q.dtype)] * length for _ in range(heads)] for _ in range(batch)]
-    for n in range(batch):
-        real = [j for j in range(length) if mask is None or mask[n, j]]
-        for h in range(heads):
-            for i, place in enumerate(real):
-                seen = [j for j in range(len(real)) if abs(i - j) < layer.max_span and (j <= i or not layer.causal)]
-                weights = [soft_mask(layer, h, abs(i - j)) * (q[n, h, place] @ k[n, h, real[j]] / math.sqrt(d)).exp() for j in seen]
-                rows[n][h][place] = sum(w * v[n, h, real[j]] for w, j in zip(weights, seen)) / sum(weights)
-    return joined(layer, torch.stack([torch.stack([torch.stack(r) for r in sample]) for sample in rows]), mask)
+    def mix(head, i, q, keys, values):
+        seen = [j for j in range(len(keys)) if abs(i - j) < layer.max_span and (j <= i or not layer.causal)]
+        weights = [soft_mask(layer, head, abs(i - j)) * (q @ keys[j] / math.sqrt(len(q))).exp() for j in seen]
+        return sum(w * values[j] for w, j in zip(weights, seen)) / sum(weights)
+
+    return one_by_one(layer, tokens, mask, mix)

@@ -15,8 +15,8 @@ def block_seen(layer, head, block, total):
     return (block + shifts[turn % len(shifts)]) % total
 
 
-def attended(layer, tokens, mask, seen):
-    """Softmax attention in which head h of real token i sees the real tokens seen(h, i, count), numbered without the masked ones."""
+def one_by_one(layer, tokens, mask, mix):
+    """Each real token i of each head h by itself: mix(h, i, q, keys, values), of the real tokens in their order, numbered without the masked ones."""
     q, k, v = projected(layer, tokens)
     batch, heads, length, d = q.shape
     rows = [[[torch.zeros(d, dtype=q.dtype)] * length for _ in range(heads)] for _ in range(batch)]
@@ -24,11 +24,20 @@ def attended(layer, tokens, mask, seen):
         real = [j for j in range(length) if mask is None or mask[n, j]]
         for h in range(heads):
             for i, place in enumerate(real):
-                keys = [real[j] for j in seen(h, i, len(real))]
-                if keys:
-                    scores = torch.stack([q[n, h, place] @ k[n, h, j] / math.sqrt(d) for j in keys])
-                    rows[n][h][place] = sum(a * v[n, h, j] for a, j in zip(scores.softmax(0), keys))
+                rows[n][h][place] = mix(h, i, q[n, h, place], k[n, h, real], v[n, h, real])
     return joined(layer, torch.stack([torch.stack([torch.stack(r) for r in sample]) for sample in rows]), mask)
+
+
+def attended(layer, tokens, mask, seen):
+    """Softmax attention in which head h of real token i sees the real tokens seen(h, i, count)."""
+    def mix(head, i, q, keys, values):
+        places = list(seen(head, i, len(keys)))
+        if not places:
+            return torch.zeros_like(q)
+        scores = torch.stack([q @ keys[j] / math.sqrt(len(q)) for j in places])
+        return sum(a * values[j] for a, j in zip(scores.softmax(0), places))
+
+    return one_by_one(layer, tokens, mask, mix)
 
 
 def twin(layer, tokens, grid, mask=None):

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from oracles.linear_attention import joined, projected
+from oracles.blockwise import one_by_one
 
 
 def estimates(layer, q, keys):
@@ -20,17 +20,11 @@ def near(layer, i, j):
 
 
 def twin(layer, tokens, grid, mask=None):
-    q, k, v = projected(layer, tokens)
-    batch, heads, length, d = q.shape
-    rows = [[[torch.zeros(d, dtype=q.dtype)] * length for _ in range(heads)] for _ in range(batch)]
-    for n in range(batch):
-        real = [j for j in range(length) if mask is None or mask[n, j]]
-        for h in range(heads):
-            for i, place in enumerate(real):
-                seen = real[: i + 1] if layer.causal else real
-                corrected = torch.tensor([near(layer, i, j) for j in range(len(seen))], dtype=q.dtype)
-                low_rank = estimates(layer, q[n, h, place], k[n, h, seen])
-                exact = (k[n, h, seen] @ q[n, h, place] / math.sqrt(d)).exp()
-                weights = low_rank + corrected * (exact - low_rank)
-                rows[n][h][place] = weights @ v[n, h, seen] / weights.sum()
-    return joined(layer, torch.stack([torch.stack([torch.stack(r) for r in sample]) for sample in rows]), mask)
+    def mix(head, i, q, keys, values):
+        seen = slice(i + 1 if layer.causal else None)
+        corrected = torch.tensor([near(layer, i, j) for j in range(len(keys[seen]))], dtype=q.dtype)
+        low_rank = estimates(layer, q, keys[seen])
+        weights = low_rank + corrected * ((keys[seen] @ q / math.sqrt(len(q))).exp() - low_rank)
+        return weights @ values[seen] / weights.sum()
+
+    return one_by_one(layer, tokens, mask, mix)
