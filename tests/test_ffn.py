@@ -10,10 +10,11 @@ import torch
 from layerzoo.registry import FFNS
 
 NAMES = FFNS.names()
+DENSE = ["conv_ffn", "mlp", "swiglu"]  # one network of two maps, fc1 and fc2, all of which every token uses
 
 
 def build(name, size="tiny"):
-    return FFNS.create(name, **FFNS.card(name).sizes[size])
+    return FFNS.create(name, **FFNS.card(name).sizes[size]).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +36,8 @@ def test_equals_its_twin_forward_and_backward(name, size, masked):
     fast, slow = layer(tokens, mask=mask, grid=grid), importlib.import_module(f"oracles.{name}").twin(layer, tokens, grid, mask)
     assert torch.allclose(fast, slow, rtol=0, atol=1e-11)
     wanted, weight = [tokens, *layer.parameters()], torch.randn_like(fast)
-    for a, b in zip(torch.autograd.grad((fast * weight).sum(), wanted), torch.autograd.grad((slow * weight).sum(), wanted)):
+    grads = [torch.autograd.grad((y * weight).sum(), wanted, allow_unused=True, materialize_grads=True) for y in (fast, slow)]
+    for a, b in zip(*grads):
         assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
@@ -60,7 +62,7 @@ def test_masked_tokens_influence_nothing(name):
     z = layer(spoilt, mask=mask, grid=grid)
     assert torch.equal(y, z) and not y[~mask].any()
     z.sum().backward()
-    assert all(p.grad.isfinite().all() for p in [spoilt, *layer.parameters()])
+    assert all(p.grad.isfinite().all() for p in [spoilt, *layer.parameters()] if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,7 +76,7 @@ def test_padding_with_a_mask_changes_nothing(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_stays_finite(name, dtype):
-    layer = build(name, "base")
+    layer = build(name, "base").train()
     x = (10 * torch.randn(2, layer.dim, 4, 5)).requires_grad_()
     with torch.autocast("cpu", dtype):
         y = layer(x)
@@ -84,12 +86,13 @@ def test_half_precision_stays_finite(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compiles_and_exports(name):
+    torch._dynamo.reset()
     layer, x = build(name), torch.randn(2, FFNS.card(name).sizes["tiny"]["dim"], 4, 5)
     assert torch.allclose(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x), atol=1e-6)
     assert torch.allclose(torch.export.export(layer, (x,)).module()(x), layer(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DENSE)
 def test_dropout_is_off_in_eval_and_mlp_ratio_sets_the_width(name):
     layer = FFNS.create(name, 16, mlp_ratio=3, dropout=0.5)
     x = torch.ones(1, 16, 6, 6)
@@ -100,7 +103,7 @@ def test_dropout_is_off_in_eval_and_mlp_ratio_sets_the_width(name):
     assert weights == 2 * 3 * 16**2  # the same for gated units
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if "mlp_ratio" in FFNS.options(name)])
 def test_no_hidden_channel_is_refused(name):
     message = "mlp_ratio: got 0.1, expected a number that leaves a hidden channel. Choose one such as 4."
     with pytest.raises(ValueError, match=re.escape(message)):

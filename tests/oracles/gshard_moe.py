@@ -1,0 +1,5 @@
+"""GShard without its draws: both of a token's experts are used, as in GLaM."""
+
+from oracles.glam import twin
+
+__all__ = ["twin"]
