@@ -17,9 +17,9 @@ def twin(layer, tokens, grid, mask=None):
                 return torch.stack([w @ x - x @ x / 2 for w in layer.directions])
 
             queries, keys = ([exponents(y[n, j, p, h]) for j in range(length)] for p in (0, 1))
-            top = 0 if layer.causal or not real else torch.stack([keys[j] for j in real]).max()
+            top = 0 if layer.causal or not real else torch.stack([keys[j] for j in real]).max().detach()
             for i in range(length):
-                query = (queries[i] - queries[i].max()).exp() + layer.eps
+                query = (queries[i] - queries[i].max().detach()).exp() + layer.eps
                 seen = [j for j in real if not (layer.causal and j > i)]
                 weights = [query @ ((keys[j] - top).exp() + layer.eps) for j in seen]
                 values = [w * y[n, j, 2, h] for w, j in zip(weights, seen)]

@@ -64,15 +64,24 @@ class Linformer(HeadsLayer):
         self.value_rows = None if share_kv else nn.Parameter(torch.randn(shape) * num_landmarks**-0.5)
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.split(tokens)
-        if mask is not None:
-            k, v = k * mask[:, None, :, None], v * mask[:, None, :, None]
+        weights, biases = self.qkv.weight.chunk(3), (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
         key_rows = self._resized(self.key_rows, grid)
         value_rows = key_rows if self.value_rows is None else self._resized(self.value_rows, grid)
-        return self.merge(attend(q, key_rows @ k, value_rows @ v))
+        q = F.linear(tokens, weights[0], biases[0])
+        k, v = (_projected(rows, tokens, mask, *to) for rows, *to in ((key_rows, weights[1], biases[1]), (value_rows, weights[2], biases[2])))
+        return self.merge(attend(*(x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))))
 
     def _resized(self, rows: Tensor, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:
             return rows
         maps = F.interpolate(rows.unflatten(1, self.grid)[None], size=grid, mode="bilinear", align_corners=False)[0]
         return maps.flatten(1) * (rows.shape[1] / (grid[0] * grid[1]))
+
+
+def _projected(rows: Tensor, tokens: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (m, N) times the keys or values of tokens (B, N, C): E (X W + b) = (E X) W + (E 1) b has fewer rows to multiply by W."""
+    y = F.linear(rows @ tokens, weight)
+    if bias is None:
+        return y
+    total = rows.sum(1) if mask is None else mask.to(rows.dtype) @ rows.T
+    return y + total.unsqueeze(-1) * bias

@@ -18,7 +18,7 @@ class Performer(HeadsLayer):
 
     exp(q . k / sqrt(d)) = E_w[phi_w(q) phi_w(k)], phi_w(x) = exp(w . x' - |x'|^2 / 2), x' = x d^(-1/4), w ~ N(0, I); the mean runs
     over m block-orthogonal w, and y = phi(q) (phi(K)^T V) / (phi(q) . sum phi(K)). A query's features are divided by their
-    largest, a sample's keys by theirs: both cancel.
+    largest, a sample's keys by theirs, as by constants: both cancel.
 
     **Shape**: (B, C, H, W) or (B, N, C) -> the same.
 
@@ -85,7 +85,7 @@ class Performer(HeadsLayer):
     def query_features(self, q: Tensor) -> Tensor:
         """phi(q) (B, h, N, m), the largest of each query 1."""
         exponent = self._exponent(q)
-        return (exponent - exponent.amax(-1, keepdim=True)).exp() + self.eps
+        return exponent.sub_(exponent.detach().amax(-1, keepdim=True)).exp() + self.eps
 
     def key_features(self, k: Tensor, mask: Tensor | None) -> Tensor:
         """phi(k) (B, h, N, m), zero for masked keys; unless causal, the largest of each sample and head 1."""
@@ -94,13 +94,13 @@ class Performer(HeadsLayer):
         if real is not None:
             exponent = exponent.masked_fill(~real, torch.finfo(exponent.dtype).min)
         if not self.causal:
-            exponent = exponent - exponent.amax((-2, -1), keepdim=True)
+            exponent = exponent.sub_(exponent.detach().amax((-2, -1), keepdim=True))
         features = exponent.exp() + self.eps
         return features if real is None else features.masked_fill(~real, 0)
 
     def _exponent(self, x: Tensor) -> Tensor:
-        x = x * self.head_dim**-0.25
-        return x @ self.directions.T.to(x.dtype) - x.square().sum(-1, keepdim=True) / 2
+        scale = self.head_dim**-0.25
+        return (x @ (self.directions * scale).T.to(x.dtype)).sub_(x.square().sum(-1, keepdim=True) * (scale**2 / 2))
 
 
 _TINY = 1e-12  # keeps a sample without real keys at 0 instead of 0 / 0

@@ -64,8 +64,8 @@ class ReluLinear(HeadsLayer):
         places = qkv.transpose(1, 2).unflatten(2, grid)
         scales = [qkv, *(scale(places).flatten(2).transpose(1, 2) for scale in self.scales)]
         heads = [scale.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4) for scale in scales]
-        q, k, v = full_precision(*torch.cat(heads, 2).unbind(0))
-        k = k.relu() if mask is None else k.relu() * mask[:, None, :, None]
+        q, k, v = full_precision(*(torch.cat(part, 1) for part in zip(*heads)))
+        k = k.relu_() if mask is None else k.relu_() * mask[:, None, :, None]
         with no_autocast(tokens.device):
-            y = linear_attention(q.relu(), k, v, self.eps)
+            y = linear_attention(q.relu_(), k, v, self.eps)
         return self.merge(y.to(tokens.dtype))
