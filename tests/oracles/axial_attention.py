@@ -29,7 +29,8 @@ def twin(layer, tokens, grid, mask=None):
             if i not in real:
                 out.append(torch.zeros_like(tokens[n, i]))
                 continue
-            row = [j for j in real if j // grid[1] == i // grid[1]]
-            column = [j for j in real if j % grid[1] == i % grid[1]]
+            past = [j for j in real if j <= i] if layer.causal else real
+            row = [j for j in past if j // grid[1] == i // grid[1]]
+            column = [j for j in past if j % grid[1] == i % grid[1]]
             out.append(attention(layer.rows, tokens[n], i, row) + attention(layer.columns, tokens[n], i, column))
     return torch.stack(out).view(tokens.shape)

@@ -19,10 +19,12 @@ def attention(q, keys, values):
 def local(layer, x, i, h, d):
     w, b = layer.qkv.weight, layer.qkv.bias
     seen = [j for j in range(len(x)) if abs(i - j) <= layer.window_size // 2 or j < layer.num_global]
+    seen = [j for j in seen if j <= i] if layer.causal else seen
     return attention(affine(w, b, 0, h, d, x[i]), [affine(w, b, 1, h, d, x[j]) for j in seen], [affine(w, b, 2, h, d, x[j]) for j in seen])
 
 
 def everywhere(layer, x, i, h, d):
+    x = x[: i + 1] if layer.causal else x
     q = affine(layer.query_global.weight, layer.query_global.bias, 0, h, d, x[i])
     w, b = layer.key_value_global.weight, layer.key_value_global.bias
     return attention(q, [affine(w, b, 0, h, d, t) for t in x], [affine(w, b, 1, h, d, t) for t in x])
