@@ -10,6 +10,7 @@ _API = {
     "list_models": "layerzoo.models.presets", "list_recipes": "layerzoo.recipe", "list_checkpoints": "layerzoo.hub", "load": "layerzoo.hub",
     "cost": "layerzoo.report.cost", "check_layer": "layerzoo.testing", "Card": "layerzoo.card",
     "Layer": "layerzoo.layers.base", "TokenLayer": "layerzoo.layers.base", "HeadsLayer": "layerzoo.layers.base",
+    "collect_auxiliary": "layerzoo.ops.auxiliary", "effective_matrix": "layerzoo.report.pattern",
 }  # name: module, so that `import layerzoo` loads nothing until a name is used
 __all__ = sorted(_API)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from layerzoo.api import list_layers
 from layerzoo.config import Recipe
 from layerzoo.errors import Refusal, bad_value, unknown_name
 from layerzoo.models.presets import PRESETS, list_models
@@ -29,7 +30,9 @@ from layerzoo.strict_yaml import RecipeError, write
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_OWN_OPTIONS = ("--help", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes")
+_OWN_OPTIONS = (
+    "--help", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes",
+    "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds")
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
 _NOISE = (r".*srun.*", r".*smaller than the logging interval.*", r".*litlogger.*", r".*LeafSpec.*", r".*does not have many workers.*")
@@ -92,10 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     show = verb("show", _show, "all about a layer, model, recipe or checkpoint")
     show.add_argument("name")
     show.add_argument("--resolved", action="store_true", help="a recipe with its defaults filled in, as with any --section.key")
-    for name in ("fit", "validate", "test", "predict", "show"):
-        verbs.choices[name].add_argument(
-            "--section.key", dest="overrides", metavar="VALUE", help="any key of the recipe, such as --model.layer nystrom")
-
     copy = verb("recipe", _copy, "copy a recipe, to edit it")
     copy.add_argument("action", choices=["copy"])
     copy.add_argument("name")
@@ -105,7 +104,27 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("name", help="a layer, model or recipe")
     cost.add_argument("--img-size", type=int, nargs="+", metavar="PIXELS", help="of the image; of the map for a layer")
     cost.add_argument("--num-classes", type=int, default=10)
+
+    bench = verb("bench", _bench, "layers: time and memory beside exact attention; lra: accuracy on the image task of the Long Range Arena")
+    bench.add_argument("action", choices=["layers", "lra"])
+    bench.add_argument("names", nargs="*", metavar="LAYER", help="names; none = every efficient layer")
+    bench.add_argument("--seeds", type=int, default=3, help="of lra, which also takes any --section.key VALUE of its recipes; 3")
+    bench.add_argument("--lengths", type=_numbers, default=[1024, 4096, 16384], metavar="N,N,...", help="positions; 1024,4096,16384")
+    for name, default in {"rounds": 5, "dim": 64, "batch": 1}.items():
+        bench.add_argument(f"--{name}", type=int, default=default, help=f"{default}")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder for layers.csv and layers.png; bench-layers")
+    plot = verb("plot", _plot, "draw which position sees which through a layer")
+    plot.add_argument("action", choices=["pattern"])
+    plot.add_argument("name", help="a layer or downsample")
+    plot.add_argument("--out", type=Path, metavar="FILE", help="a new picture; pattern-NAME.png")
+    for name in ("fit", "validate", "test", "predict", "show", "bench"):
+        verbs.choices[name].add_argument(
+            "--section.key", dest="overrides", metavar="VALUE", help="any key of the recipe, such as --model.layer nystrom")
     return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _split(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[list[str], list[str]]:
@@ -144,10 +163,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _start(args: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe, announced before anything heavy is imported, its model checked before data is touched."""
     recipe, name = read_recipe(args.recipe, args.overrides), find_recipe(args.recipe)[1]
-    if recipe.data.source.startswith("folder:"):
+    if (source := recipe.data.source.removeprefix("grey:")).startswith("folder:"):
         from layerzoo.data.sources import find_splits
 
-        find_splits(recipe.data.source)
+        find_splits(source)
     _say(f"{args.verb} {name}: {recipe.model.name} on {recipe.data.source}, {recipe.trainer.max_epochs} epochs, seed {recipe.seed}")
     for noise in _NOISE:
         warnings.filterwarnings("ignore", noise)
@@ -254,9 +273,12 @@ def classify_images(model: nn.Module, paths: list[str]) -> Tensor:
     import numpy as np
     import torch
 
-    from layerzoo.data.images import fit_image, read_image
+    from layerzoo.data.images import as_grey, fit_image, read_image
 
-    pixels = np.stack([np.asarray(fit_image(read_image(Path(path), path), model.img_size[0])) for path in paths])
+    images = [read_image(Path(path), path) for path in paths]
+    if (model.manifest["recipe"] or {"data": {"source": ""}})["data"]["source"].startswith("grey:"):
+        images = [as_grey(image) for image in images]
+    pixels = np.stack([np.asarray(fit_image(image, model.img_size[0])) for image in images])
     mean, std = (torch.tensor(model.manifest[key])[:, None, None] for key in ("mean", "std"))
     with torch.inference_mode():
         return model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1)
@@ -308,14 +330,42 @@ def _copy(args: argparse.Namespace) -> None:
     """Never writes over a file."""
     source = find_recipe(args.name)[0]
     destination = Path(args.destination)
-    destination = destination / source.name if destination.is_dir() else destination
-    if destination.exists():
-        got = f"{destination}, which exists"
-        raise bad_value("destination", got=got, expected="a new file", do="Choose another name; nothing was written.")
-    if not destination.parent.is_dir():
-        raise bad_value("destination", got=destination, expected="a file in a folder that exists", do=f"Create {destination.parent} first.")
+    destination = _new(destination / source.name if destination.is_dir() else destination)
     shutil.copyfile(source, destination)
     print(f"{destination}\nnext  layerzoo fit {shlex.quote(str(destination))}")
+
+
+def _new(path: Path) -> Path:
+    """The path, if it is free and its folder is there."""
+    if path.exists():
+        raise bad_value("destination", got=f"{path}, which exists", expected="a new file", do="Choose another name; nothing was written.")
+    if not path.parent.is_dir():
+        raise bad_value("destination", got=path, expected="a file in a folder that exists", do=f"Create {path.parent} first.")
+    return path
+
+
+def _bench(args: argparse.Namespace) -> None:
+    if args.action == "lra":
+        from layerzoo.report.bench_lra import bench_lra, methods
+
+        print_table(bench_lra(args.names or methods(), args.seeds, args.overrides))
+        return
+    if args.overrides:
+        raise bad_value("bench layers", got=f"--{args.overrides[0]}", expected="options of its own alone", do="`layerzoo bench --help` lists them.")
+    folder = _new(args.out or Path("bench-layers"))
+    from layerzoo.report.bench_layers import bench_into
+
+    names = args.names or list_layers("efficient")
+    print_table(bench_into(folder, names, args.lengths, dim=args.dim, batch=args.batch, rounds=args.rounds))
+    print(f"{folder / 'layers.csv'}\n{folder / 'layers.png'}")
+
+
+def _plot(args: argparse.Namespace) -> None:
+    path = _new(args.out or Path(f"pattern-{args.name}.png"))
+    from layerzoo.report.pattern import draw_pattern
+
+    draw_pattern(args.name, path)
+    print(path)
 
 
 def _check(args: argparse.Namespace) -> int:

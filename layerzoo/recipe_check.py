@@ -210,11 +210,11 @@ class _Checker:
         return self.error(path, got=repr(got), expected=f"a known {what} such as {', '.join(close)}", do=f"Write {close[0]}. {see}")
 
     def data(self, recipe: Recipe) -> None:
-        source = recipe.data.source
+        source = recipe.data.source.removeprefix("grey:")
         folder = source.startswith("folder:") and len(source) > 7
         if source != "digits" and not folder and not any(source.startswith(s) and len(source) > len(s) for s in SOURCES):
             raise self.error(
-                ("data", "source"), got=repr(source), expected=f"digits, folder:PATH, or a name after {', '.join(SOURCES)}",
+                ("data", "source"), got=repr(recipe.data.source), expected=f"digits, folder:PATH, or a name after {', '.join(SOURCES)}",
                 do="Write folder:PATH for a folder with train/ and test/ of one folder per class.")
 
     def trainer(self, recipe: Recipe) -> None:

@@ -55,7 +55,8 @@ def test_list_layers(capsys):
     code, out, _ = run(capsys, "list", "layers")
     assert code == 0
     assert all(re.search(rf"^ *{name} ", out, re.MULTILINE) for name in LAYERS.names())
-    assert re.search(r"mhsa +attention +Multi-head self-attention +1706.03762 +2017 +N\^2 +N\^1 +yes +yes +no +permutation", out)
+    measured = r"N\^\d\.\d\d N\^\d\.\d\d +16,640"
+    assert re.search(rf"mhsa +attention +Multi-head self-attention +1706.03762 +2017 +N\^2 +N\^1 +{measured} +yes +yes +no +permutation", out)
     rows = json.loads(run(capsys, "list", "layers", "--family", "conv", "--json")[1])
     assert [row["name"] for row in rows] == ["conv", "depthwise_conv", "large_kernel_conv"] and rows[0]["mask"] is False
 
@@ -297,6 +298,19 @@ def test_published_checkpoints(capsys, tmp_path, monkeypatch):
     expected = model.eval()(x).softmax(1)[0].sort(descending=True)
     assert lines[0][1::2] == [["ant", "bee", "fly"][k] for k in expected.indices]
     assert [float(v) for v in lines[0][2::2]] == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+def test_a_model_trained_in_grey_sees_grey(tmp_path):
+    import layerzoo as lz
+
+    model = lz.create_model("hybrid_nano", num_classes=3, img_size=8).eval()
+    Image.merge("RGB", [Image.effect_noise((8, 8), 90) for _ in range(3)]).save(tmp_path / "colour.png")
+    Image.open(tmp_path / "colour.png").convert("L").save(tmp_path / "luma.png")
+    paths = [str(tmp_path / f"{name}.png") for name in ("colour", "luma")]
+    for source, same in (("folder:x", False), ("grey:folder:x", True)):
+        model.manifest = {"mean": [0.5] * 3, "std": [0.25] * 3, "recipe": {"data": {"source": source}}}
+        colour, luma = cli.classify_images(model, paths)
+        assert torch.equal(colour, luma) is same
 
 
 def test_the_whole_way(capsys, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from layerzoo.errors import bad_value
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.recipe import find_recipe, list_recipes, read_recipe, resolved
 from layerzoo.registry import FFNS, LAYERS
+from layerzoo.report.measured import exponents, recorded
 from layerzoo.strict_yaml import read
 
 KINDS = ("layers", "models", "recipes", "checkpoints")
@@ -77,10 +78,12 @@ def print_table(found: list[dict]) -> None:
 
 
 def _layer(name: str) -> dict:
-    c = LAYERS.card(name)
+    c, own = LAYERS.card(name), recorded().get(name, [])
     return {
         "name": name, "family": c.family, "title": c.title, "paper": c.paper, "year": c.year, "survey": c.survey, "time": f"N^{c.cost[0]:g}",
-        "memory": f"N^{c.cost[1]:g}", "causal": c.causal, "mask": c.mask, "needs_grid": c.needs_grid, "symmetry": c.symmetry}
+        "memory": f"N^{c.cost[1]:g}", "measured": " ".join(f"N^{e:.2f}" for e in exponents(own)) if own else "",
+        "parameters": f"{own[0].parameters:,}" if own else "", "causal": c.causal, "mask": c.mask, "needs_grid": c.needs_grid,
+        "symmetry": c.symmetry}
 
 
 def _models() -> list[dict]:

@@ -54,7 +54,7 @@ def cost(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.f
         with FakeTensorMode() as fake:
             copies = {k: fake.from_tensor(v) if v.device.type != "meta" else torch.empty(v.shape, dtype=v.dtype, device="cpu", requires_grad=v.requires_grad) for k, v in tensors.items()}
             x = torch.empty(shape, dtype=dtype, device=device if device.type != "meta" else "cpu", requires_grad=dtype.is_floating_point)
-            with _LiveBytes() as live:
+            with LiveBytes() as live:
                 torch.func.functional_call(module, copies, (x,))
     finally:
         for m in training:
@@ -63,7 +63,7 @@ def cost(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.f
     return Cost(params, counter.get_total_flops(), live.peak)
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Follows the storages that operations make until they are freed."""
 
     def __enter__(self):

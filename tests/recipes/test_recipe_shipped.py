@@ -30,15 +30,21 @@ def test_header_says_what_meta_says(name):
     assert meta.command == f"layerzoo fit {name}"
 
 
+def name_of(spec):
+    """The layer that a recipe names, alone or with its options; "" for none."""
+    return spec["name"] if isinstance(spec, dict) else spec or ""
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_name_says_what_it_holds(name):
     recipe = read_recipe(name)
     data, _, model = name.rpartition("/")
-    layer = recipe.model.layer["name"] if recipe.model.layer else ""
-    assert model in ("quickstart", "speedrun", "speedrun_wide") or model in (recipe.model.name, layer)
+    layer = name_of(recipe.model.layer)
+    assert model in ("quickstart", "speedrun", "speedrun_wide") or data == "lra/ladder" or model in (recipe.model.name, layer)
     source, size = {
         "": ("digits", 32), "cifar10": ("torch/cifar10", 32), "cifar100": ("torch/cifar100", 32),
-        "imagenet50": ("folder:data/imagenet50", 64), "imagenet": ("folder:data/imagenet", 224)}[data]
+        "imagenet50": ("folder:data/imagenet50", 64), "imagenet": ("folder:data/imagenet", 224),
+        **dict.fromkeys(("lra/image", "lra/ladder"), ("grey:torch/cifar10", 32))}[data]
     assert (recipe.data.source, recipe.data.img_size) == (source, size)
     assert recipe.runs == "runs" and recipe.logging.wandb == "auto" and recipe.trainer.callbacks == []
 
@@ -56,6 +62,16 @@ def test_recipes_that_compare_layers_differ_in_the_layer_alone(name):
     assert ours["model"].pop("layer") != base["model"].pop("layer")
     del ours["meta"], base["meta"]
     assert ours == base
+
+
+def test_the_arena_has_one_set_of_hyper_parameters():
+    base = resolved(read_recipe("lra/image/mhsa"))
+    for name in SHIPPED:
+        if name.startswith("lra/image/"):
+            ours = resolved(read_recipe(name))
+            assert name_of(ours["model"]["layer"]) == name.rpartition("/")[2]
+            ours["model"]["layer"], ours["meta"] = base["model"]["layer"], base["meta"]
+            assert ours == base
 
 
 def test_recipes_differ_in_what_is_hashed():
@@ -77,7 +93,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:The number of training batches")
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("lra/")) for n in SHIPPED])
 def test_it_runs_two_steps(name, images, tmp_path):
     from layerzoo.train import run
 
