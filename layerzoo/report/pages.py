@@ -62,12 +62,12 @@ def efficient_page() -> str:
     cards = [(room, room.card(name)) for room in (LAYERS, FFNS, DOWNSAMPLES) for name in room.names()]
     shown = sorted((c.year, c.name, room, c) for room, c in cards if c.survey or c.family == "efficient")
     rows = [
-        "| model | year | class | time | memory | measured | decode | parameters | faster than exact from |", "|---|---|---|---|---|---|---|---|---|"]
+        "| model | year | class | declared | measured | decode | parameters | faster than exact from |", "|---|---|---|---|---|---|---|---|"]
     for _, name, room, c in shown:
         own = recorded().get(name, []) if room is LAYERS else []
         fits = ", ".join(f"N^{e:.2f}" for e in exponents(own)) if own else ""
         rows.append(
-            f"| [{name}](reference/{room.folder}/{name}.md), {paper_link(c)} | {c.year} | {c.survey} | N^{c.cost[0]:g} | N^{c.cost[1]:g} | {fits} "
+            f"| [{name}](reference/{room.folder}/{name}.md), {paper_link(c)} | {c.year} | {c.survey} | N^{c.cost[0]:g}, N^{c.cost[1]:g} | {fits} "
             f"| {_yes(c.causal)} | {f'{own[0].parameters:,}' if own else ''} | {crossover([m.length for m in own], [m.ratio for m in own]) if own else ''} |")
     efficient = [m for name, own in recorded().items() if name != EXACT and LAYERS.card(name).family == "efficient" for m in own]
     wins = [f"| {n:,} | {sum(m.ratio < 1 for m in efficient if m.length == n)} of {sum(m.length == n for m in efficient)} |"
@@ -78,12 +78,16 @@ def efficient_page() -> str:
         _PATTERNS, "\n".join(pictures)]) + "\n"
 
 
-_EFFICIENT = """# Efficient Transformers
+_EFFICIENT = """---
+hide: [navigation, toc]
+---
+
+# Efficient Transformers
 
 Every method here computes under one contract, equals a slow twin in float64, and is measured. *Class* is that of the survey
 [Efficient Transformers](https://arxiv.org/abs/2009.06732): FP fixed pattern, LP learnable pattern, M memory, LR low rank, KR kernel,
-RC recurrence, DS downsampling, Sparse conditional computation. *Time* and *memory* are the exponents in the number of positions N that the
-card declares; *measured* are those fitted from 1,024 to 16,384 positions, forward and backward, and *faster than exact from* is the
+RC recurrence, DS downsampling, Sparse conditional computation. *Declared* are the exponents of time and memory in the number of positions N
+that the card states; *measured* are those fitted from 1,024 to 16,384 positions, forward and backward, and *faster than exact from* is the
 length from which the layer takes less time than `mhsa`, which is fused exact attention. *Decode* is `causal=True`.
 
 Measured with 64 channels in 4 heads, one sample, float32, on one thread of a CPU with AVX512, as `layerzoo bench layers --lengths
@@ -97,7 +101,8 @@ the exponent of the other method says:"""
 
 _PATTERNS = """## What each sees
 
-The influence of each input position on each output position of a freshly initialised layer on a 12 x 12 map, by `layerzoo plot pattern NAME`."""
+The influence of each input position on each output position of a freshly initialised layer on a 12 x 12 map, by `layerzoo plot pattern NAME`.
+Influence is a derivative: where a method lets no gradient through, as the memories of Transformer-XL do, nothing shows."""
 
 
 def paper_link(card: Card) -> str:
