@@ -1,7 +1,6 @@
 """Layers beside the public implementations of the same methods: `python -m layerzoo.report.bench_peers`, after `pip install '.[bench]'`.
 
-Each pair has the same shapes and options and alternates in one run, forward and backward, on two threads; the median over rounds
-of the ratio of times is printed with quartiles, and the ratio of peak bytes. A peer that is not installed is named and left out.
+Each pair has the same shapes and options and alternates in one run, forward and backward; the median over rounds of the ratio of times is printed with quartiles, and the ratio of peak bytes. A peer that is not installed is named and left out.
 """
 
 from __future__ import annotations
@@ -195,10 +194,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("layers", nargs="*", help="names of ours; none = all that have a peer")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
-    for option, default in {"batch": 1, "rounds": 7}.items():
+    for option, default in {"batch": 1, "rounds": 7, "threads": 2}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     medians = []
     print(f"{'layer':22}{'peer':34}{'N':>6}  {'time':>5} [quartiles]      {'again':>6}  {'memory':>6}")
     for peer in PEERS:
