@@ -1,6 +1,7 @@
 """Layers beside the public implementations of the same methods: `python -m layerzoo.report.bench_peers`, after `pip install '.[bench]'`.
 
-Each pair has the same shapes and options and alternates in one run, forward and backward; the median over rounds of the ratio of times is printed with quartiles, and the ratio of peak bytes. A peer that is not installed is named and left out.
+Each pair has the same shapes and options and alternates in one run, forward and backward; the median over rounds of the ratio of times is
+printed with quartiles, and the ratio of peak bytes. A peer that is not installed is named and left out.
 """
 
 from __future__ import annotations
