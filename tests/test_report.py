@@ -197,6 +197,28 @@ def test_recorded_exponents_keep_what_the_card_says(name):
     assert sum(p.numel() for p in layer.parameters()) == RECORDED[name][0].parameters, f"at {length} positions"
 
 
+def test_every_pair_with_a_public_package_is_recorded():
+    from layerzoo.report.bench_peers import PEERS
+
+    rows = measured.read_rows(measured.PEERS)
+    assert sorted((r["layer"], r["package"], int(r["length"])) for r in rows) == sorted((p.layer, p.package, n) for p in PEERS for n in (1024, 4096))
+    assert all(0 < float(r["q1"]) <= float(r["time"]) <= float(r["q3"]) and float(r["memory"]) > 0 for r in rows)
+    assert "| linformer | linformer | 4,096 | " in efficient_page()
+
+
+def test_peers_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys, tmp_path):
+    from layerzoo.report import bench_peers
+
+    peers = [bench_peers.Peer("nothing", "no_such_package", None, "hydra"), bench_peers.Peer("torch", "torch.nn", lambda m, n: m.Identity(), "identity")]
+    monkeypatch.setattr(bench_peers, "PEERS", peers)
+    monkeypatch.setattr("sys.argv", ["bench_peers", "--lengths", "16", "--rounds", "2", "--threads", "1", "--out", str(tmp_path / "peers.csv")])
+    bench_peers.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"hydra +nothing +16  not installed: No module named 'no_such_package'", lines[1])
+    assert re.fullmatch(r"identity +torch +16 +\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\] +\d+\.\d\d +\d+\.\d\d", lines[2]) and lines[3].startswith("median of 1: ")
+    assert [r["layer"] for r in measured.read_rows(tmp_path / "peers.csv")] == ["identity"]
+
+
 def test_the_page_has_a_row_for_every_model_of_the_survey():
     page = efficient_page()
     rooms = (lz.registry.LAYERS, lz.registry.FFNS, lz.registry.DOWNSAMPLES)

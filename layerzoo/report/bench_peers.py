@@ -11,12 +11,14 @@ import importlib
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from layerzoo.registry import FFNS, LAYERS
 from layerzoo.report.bench_layers import alternate, peak_mib, squarest, step_of
+from layerzoo.report.measured import write_rows
 
 DIM, HEADS = 256, 4
 OURS = "layerzoo"
@@ -63,11 +65,16 @@ def _first(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)[0]
 
 
+def _with_output(attention: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
+    """transformers keeps the output projection of its self-attention in another module: one is added, as ours has it."""
+    return Called(nn.ModuleList([attention, nn.Linear(DIM, DIM)]), lambda parts, x: parts[1](call(parts[0], x)))
+
+
 def _nystromformer(m: object, n: int) -> nn.Module:
     config = m.NystromformerConfig(
         hidden_size=DIM, num_attention_heads=HEADS, num_landmarks=64, segment_means_seq_len=n, conv_kernel_size=33, attention_probs_dropout_prob=0.0)
     attention = importlib.import_module("transformers.models.nystromformer.modeling_nystromformer").NystromformerSelfAttention
-    return Called(attention(config), _first)
+    return _with_output(attention(config), _first)
 
 
 def _longformer(m: object, n: int) -> nn.Module:
@@ -78,7 +85,7 @@ def _longformer(m: object, n: int) -> nn.Module:
         masked = torch.zeros(x.shape[:2], dtype=torch.bool)
         return module(x, attention_mask=masked.float(), is_index_masked=masked, is_index_global_attn=masked, is_global_attn=False)[0]
 
-    return Called(attention(config, 0), call)
+    return _with_output(attention(config, 0), call)
 
 
 def _bigbird(m: object, n: int) -> nn.Module:
@@ -91,7 +98,7 @@ def _bigbird(m: object, n: int) -> nn.Module:
         blocks, band, asking, asked = models.BigBirdModel.create_masks_for_block_sparse_attn(torch.ones(x.shape[:2]), 64)
         return module(x, band, asking, asked, blocks, blocks)[0]
 
-    return Called(models.BigBirdBlockSparseAttention(config, seed=0), call)
+    return _with_output(models.BigBirdBlockSparseAttention(config, seed=0), call)
 
 
 def _reformer(m: object, n: int) -> nn.Module:
@@ -99,7 +106,7 @@ def _reformer(m: object, n: int) -> nn.Module:
         hidden_size=DIM, num_attention_heads=HEADS, attention_head_size=DIM // HEADS, lsh_attn_chunk_length=64, num_hashes=4, is_decoder=False,
         lsh_attention_probs_dropout_prob=0.0)
     attention = importlib.import_module("transformers.models.reformer.modeling_reformer").LSHSelfAttention
-    return Called(attention(config), lambda module, x: module(x).hidden_states)
+    return _with_output(attention(config), lambda module, x: module(x).hidden_states)
 
 
 def _compressive(m: object, n: int) -> nn.Module:
@@ -197,9 +204,10 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
     for option, default in {"batch": 1, "rounds": 7, "threads": 2}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--out", type=Path, help="a .csv for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    medians = []
+    rows = []
     print(f"{'layer':22}{'peer':34}{'N':>6}  {'time':>5} [quartiles]      {'again':>6}  {'memory':>6}")
     for peer in PEERS:
         for length in args.lengths if not args.layers or peer.layer in args.layers else ():
@@ -209,12 +217,17 @@ def main() -> None:
                 print(f"{peer.layer:22}{peer.package:34}{length:6}  not installed: {error}")
                 continue
             low, middle, high = statistics.quantiles(ratio, n=4, method="inclusive")
-            medians.append(middle)
+            rows.append({
+                "layer": peer.layer, "package": peer.package, "length": length, "time": f"{middle:.3f}", "q1": f"{low:.3f}", "q3": f"{high:.3f}",
+                "memory": f"{memory:.3f}"})
             print(
                 f"{peer.layer:22}{peer.package:34}{length:6}  {middle:5.2f} [{low:.2f}, {high:.2f}]    {statistics.median(control):6.2f}  {memory:6.2f}",
                 flush=True)
-    if medians:
+    if rows:
+        medians = [float(row["time"]) for row in rows]
         print(f"median of {len(medians)}: {statistics.median(medians):.2f}, largest {max(medians):.2f}")
+    if args.out:
+        write_rows(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from layerzoo.registry import LAYERS
 EXACT = "mhsa"
 LONG = 1024  # positions; in shorter sequences what is linear in N hides the power
 RECORD = Path(__file__).with_name("measured.csv")  # what `layerzoo bench layers` wrote on the machine that the docs name
+PEERS = Path(__file__).with_name("peers.csv")  # what `python -m layerzoo.report.bench_peers` wrote there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +74,27 @@ def summary(found: list[Measurement]) -> list[dict]:
 
 def write_csv(found: list[Measurement], path: Path) -> None:
     """One line per layer and length."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([f.name for f in dataclasses.fields(Measurement)])
-        writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in dataclasses.astuple(m)] for m in found)
+    write_rows([{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(m).items()} for m in found], path)
 
 
 def read_csv(path: Path) -> list[Measurement]:
     """What `write_csv` wrote."""
     kinds = {"name": str, "parameters": int, "length": int}
+    return [Measurement(**{k: kinds.get(k, float)(v) for k, v in row.items()}) for row in read_rows(path)]
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    """Rows with the same keys, as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """What `write_rows` wrote, every value as text."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [Measurement(**{k: kinds.get(k, float)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 @cache
