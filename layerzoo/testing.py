@@ -171,7 +171,7 @@ def _shape(cls: type[Layer], card: Card) -> None:
 def _format(cls: type[Layer], card: Card) -> None:
     layer = build(cls, card, "tiny")
     x = _map(layer, (7, 13))
-    y, last = layer(x), layer(x.to(memory_format=torch.channels_last))
+    y, last = layer(x), copy.deepcopy(layer).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     expect(y.is_contiguous(), "format of an NCHW map", f"strides {y.stride()}", "NCHW")
     expect(last.is_contiguous(memory_format=torch.channels_last), "format of a channels_last map", f"strides {last.stride()}", "channels_last")
     close("channels_last against NCHW", last, y)

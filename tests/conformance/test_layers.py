@@ -9,9 +9,10 @@ from layerzoo.registry import FFNS, LAYERS
 from layerzoo.testing import CHECKS, check_layer
 
 NAMES = [*LAYERS.names(), *FFNS.names()]
+SLOW = ("compile",)  # seconds each: left to `pytest -m slow`, which CI runs too
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", [pytest.param(check, marks=[pytest.mark.slow] * (check in SLOW)) for check in CHECKS])
 @pytest.mark.parametrize("name", NAMES)
 def test_layer(name, check):
     (result,) = check_layer(name, checks=[check])

@@ -98,7 +98,7 @@ def test_it_runs_two_steps(name, images, tmp_path):
     from layerzoo.train import run
 
     recipe = read_recipe(name, [
-        f"data.source=folder:{images}", "data.batch_size=4", "data.eval_batch_size=6", "data.num_workers=1",
+        f"data.source={'grey:' * name.startswith('lra/')}folder:{images}", "data.val_fraction=0", "data.batch_size=4", "data.eval_batch_size=6", "data.num_workers=1",
         "task.schedule.warmup_epochs=0", "trainer.max_epochs=1", "trainer.accelerator=cpu",
         "trainer.options={limit_train_batches: 2, limit_val_batches: 1}", "logging.wandb=disabled", f"runs={tmp_path}"])
     result = run.fit(recipe, recipe_name=name)

@@ -95,7 +95,7 @@ class S4D(TokenLayer):
         log_dt, log_decay, frequency, readout = full_precision(self.log_dt, self.log_decay, self.frequency, self.readout)
         rate = torch.complex(-log_decay.exp(), frequency).unflatten(0, (-1, self.state_dim))
         exponent = log_dt.exp()[:, None] * rate
-        return torch.view_as_complex(readout) * (_expm1(exponent) / rate), exponent
+        return torch.complex(*readout.unbind(-1)) * (_expm1(exponent) / rate), exponent  # a model in channels_last has other strides
 
     def output(self, u: Tensor, like: Tensor) -> Tensor:
         return F.glu(self.proj(F.gelu(u).to(like.dtype)), -1)
