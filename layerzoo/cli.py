@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerzoo.api import list_layers
-from layerzoo.config import Recipe
+from layerzoo.config import GREY, Recipe
 from layerzoo.errors import Refusal, bad_value, unknown_name
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved, sha256
@@ -163,7 +163,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _start(args: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe, announced before anything heavy is imported, its model checked before data is touched."""
     recipe, name = read_recipe(args.recipe, args.overrides), find_recipe(args.recipe)[1]
-    if (source := recipe.data.source.removeprefix("grey:")).startswith("folder:"):
+    if (source := recipe.data.source.removeprefix(GREY)).startswith("folder:"):
         from layerzoo.data.sources import find_splits
 
         find_splits(source)
@@ -276,7 +276,7 @@ def classify_images(model: nn.Module, paths: list[str]) -> Tensor:
     from layerzoo.data.images import as_grey, fit_image, read_image
 
     images = [read_image(Path(path), path) for path in paths]
-    if (model.manifest["recipe"] or {"data": {"source": ""}})["data"]["source"].startswith("grey:"):
+    if (model.manifest["recipe"] or {"data": {"source": ""}})["data"]["source"].startswith(GREY):
         images = [as_grey(image) for image in images]
     pixels = np.stack([np.asarray(fit_image(image, model.img_size[0])) for image in images])
     mean, std = (torch.tensor(model.manifest[key])[:, None, None] for key in ("mean", "std"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+GREY = "grey:"  # before a source: its images in grey
+
 
 @dataclass
 class MetaConfig:

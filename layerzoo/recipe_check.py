@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from layerzoo.config import ModelConfig, Recipe, TrainerConfig
+from layerzoo.config import GREY, ModelConfig, Recipe, TrainerConfig
 from layerzoo.errors import nearest
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS, Room, read_options
@@ -210,7 +210,7 @@ class _Checker:
         return self.error(path, got=repr(got), expected=f"a known {what} such as {', '.join(close)}", do=f"Write {close[0]}. {see}")
 
     def data(self, recipe: Recipe) -> None:
-        source = recipe.data.source.removeprefix("grey:")
+        source = recipe.data.source.removeprefix(GREY)
         folder = source.startswith("folder:") and len(source) > 7
         if source != "digits" and not folder and not any(source.startswith(s) and len(source) > len(s) for s in SOURCES):
             raise self.error(

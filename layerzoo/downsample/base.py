@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -53,3 +54,9 @@ def halved(grid: tuple[int, int]) -> tuple[int, int]:
     """Half the height and width, rounded up."""
     height, width = grid
     return -(-height // 2), -(-width // 2)
+
+
+def squarest(count: int) -> tuple[int, int]:
+    """(H, W) with H * W = count and H <= W as near as can be."""
+    height = next(h for h in range(math.isqrt(count), 0, -1) if count % h == 0)
+    return height, count // height

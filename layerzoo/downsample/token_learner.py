@@ -1,11 +1,9 @@
 """TokenLearner: the map becomes a fixed number of tokens, each a mean of all positions under weights of its own."""
 
-import math
-
 from torch import Tensor, nn
 
 from layerzoo.card import Card
-from layerzoo.downsample.base import Downsample
+from layerzoo.downsample.base import Downsample, squarest
 from layerzoo.layers.base import check_choice, map_to_tokens
 from layerzoo.ops.learned_tokens import LearnedTokens, check_count
 
@@ -67,8 +65,7 @@ class TokenLearner(Downsample):
 
     def out_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The most square (rows, columns) of num_tokens places, rows <= columns, for any grid."""
-        rows = next(r for r in range(math.isqrt(self.num_tokens), 0, -1) if self.num_tokens % r == 0)
-        return rows, self.num_tokens // rows
+        return squarest(self.num_tokens)
 
     def reduce(self, x: Tensor) -> Tensor:
         values = map_to_tokens(x)

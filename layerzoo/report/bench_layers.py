@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from layerzoo.downsample.base import squarest
 from layerzoo.errors import bad_value
 from layerzoo.registry import LAYERS
 from layerzoo.report.cost import LiveBytes, cost
@@ -126,12 +127,6 @@ def draw(found: list[Measurement], path: Path) -> None:
 
 _COLOURS = [f"C{i}" for i in range(10)]
 _STYLES = ["-", "--", ":", "-."]
-
-
-def squarest(length: int) -> tuple[int, int]:
-    """(H, W) with H * W = length and H <= W as near as can be."""
-    height = next(h for h in range(math.isqrt(length), 0, -1) if length % h == 0)
-    return height, length // height
 
 
 def _layer_for(name: str, length: int, dim: int, batch: int) -> tuple[nn.Module, tuple[int, ...]]:

@@ -35,10 +35,11 @@ def bench_lra(names: list[str], seeds: int, overrides: list[str]) -> list[dict]:
     """
     from layerzoo.train import run
 
-    unknown = [name for name in names if name not in methods()]
+    known = methods()
+    unknown = [name for name in names if name not in known]
     if unknown or seeds < 1:
         what, got = ("layer", unknown[0]) if unknown else ("seeds", seeds)
-        raise bad_value(what, got=repr(got), expected=f"one of {', '.join(methods())}; 1 seed or more", do="Correct it, or leave it out for all.")
+        raise bad_value(what, got=repr(got), expected=f"one of {', '.join(known)}; 1 seed or more", do="Correct it, or leave it out for all.")
     rows = []
     for name in names:
         accuracies, rates = [], []

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from layerzoo.downsample.base import squarest
 from layerzoo.registry import FFNS, LAYERS
-from layerzoo.report.bench_layers import alternate, peak_mib, squarest, step_of
+from layerzoo.report.bench_layers import alternate, peak_mib, step_of
 from layerzoo.report.measured import write_rows
 
 DIM, HEADS = 256, 4

@@ -8,6 +8,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer, check_grid
 from layerzoo.ops.attention import attend
+from layerzoo.ops.tables import resize_places
 
 
 class Linformer(HeadsLayer):
@@ -72,10 +73,7 @@ class Linformer(HeadsLayer):
         return self.merge(attend(*(x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))))
 
     def _resized(self, rows: Tensor, grid: tuple[int, int]) -> Tensor:
-        if grid == self.grid:
-            return rows
-        maps = F.interpolate(rows.unflatten(1, self.grid)[None], size=grid, mode="bilinear", align_corners=False)[0]
-        return maps.flatten(1) * (rows.shape[1] / (grid[0] * grid[1]))
+        return resize_places(rows, self.grid, grid) * (rows.shape[1] / (grid[0] * grid[1]))
 
 
 def _projected(rows: Tensor, tokens: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import TokenLayer, check_grid
+from layerzoo.ops.tables import resize_places
 
 
 class MLPMixer(TokenLayer):
@@ -56,14 +57,8 @@ class MLPMixer(TokenLayer):
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         growth = tokens.shape[1] / self.fc1.in_features
-        w1 = self._resize(self.fc1.weight, grid) / growth
-        w2 = self._resize(self.fc2.weight.t(), grid).t()
-        b2 = self._resize(self.fc2.bias[None], grid)[0]
+        w1 = resize_places(self.fc1.weight, self.grid, grid) / growth
+        w2 = resize_places(self.fc2.weight.t(), self.grid, grid).t()
+        b2 = resize_places(self.fc2.bias, self.grid, grid)
         hidden = F.gelu(F.linear(tokens.transpose(1, 2), w1, self.fc1.bias))
         return F.linear(hidden, w2, b2).transpose(1, 2).contiguous()
-
-    def _resize(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Rows that are flat maps of the built size, at the size `grid`."""
-        if grid == self.grid:
-            return maps
-        return F.interpolate(maps.unflatten(1, self.grid)[None], size=grid, mode="bilinear", align_corners=False)[0].flatten(1)
