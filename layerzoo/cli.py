@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--lengths", type=_numbers, default=[1024, 4096, 16384], metavar="N,N,...", help="positions; 1024,4096,16384")
     for name, default in {"rounds": 5, "dim": 64, "batch": 1}.items():
         bench.add_argument(f"--{name}", type=int, default=default, help=f"{default}")
-    bench.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder for layers.csv and layers.png; bench-layers")
+    bench.add_argument("--out", type=Path, help="a new folder for layers.csv and layers.png; bench-layers. Of lra, a new .csv; none")
     plot = verb("plot", _plot, "draw which position sees which through a layer")
     plot.add_argument("action", choices=["pattern"])
     plot.add_argument("name", help="a layer or downsample")
@@ -347,8 +347,13 @@ def _new(path: Path) -> Path:
 def _bench(args: argparse.Namespace) -> None:
     if args.action == "lra":
         from layerzoo.report.bench_lra import bench_lra, methods
+        from layerzoo.report.measured import write_rows
 
-        print_table(bench_lra(args.names or methods(), args.seeds, args.overrides))
+        path = args.out and _new(args.out)
+        rows = bench_lra(args.names or methods(), args.seeds, args.overrides)
+        print_table(rows)
+        if path:
+            write_rows(rows, path)
         return
     if args.overrides:
         raise bad_value("bench layers", got=f"--{args.overrides[0]}", expected="options of its own alone", do="`layerzoo bench --help` lists them.")

@@ -75,7 +75,7 @@ def test_nystrom_does_not_see_padding_between_rows():
 @pytest.mark.parametrize("count, length", [(1, 1), (4, 4), (4, 10), (7, 10), (9, 5)])
 def test_segments_are_as_equal_as_can_be(count, length):
     mask = torch.tensor([[True] * length + [False] * 3, [False] * 2 + [True] * length + [False]])
-    segments = segment_means(mask, count, torch.zeros(2, 1, length + 3, 1, dtype=torch.double))[:, 0]
+    segments = segment_means(mask, count, torch.zeros(2, length + 3, 1, dtype=torch.double))
     used = segments.sum(-1) > 0
     assert used.sum(1).tolist() == [min(count, length)] * 2
     assert torch.allclose(segments.sum(-1)[used], torch.ones(1, dtype=torch.double)) and not segments[(~mask)[:, None].expand_as(segments)].any()

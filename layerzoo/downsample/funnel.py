@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from layerzoo.card import Card
 from layerzoo.downsample.base import Downsample
-from layerzoo.layers.base import check_choice, check_heads, map_to_tokens, tokens_to_map
+from layerzoo.layers.base import as_map, check_choice, check_heads, map_to_tokens, tokens_to_map
 from layerzoo.ops.attention import attend
 
 
@@ -62,7 +62,7 @@ class Funnel(Downsample):
     def reduce(self, x: Tensor) -> Tensor:
         pool = F.avg_pool2d if self.pool == "mean" else F.max_pool2d
         normed, kept = self.norm(map_to_tokens(x)), pool(x, 2, ceil_mode=True)  # in ceil mode a mean counts only what is in the map
-        asking = pool(normed.transpose(1, 2).unflatten(2, x.shape[2:]), 2, ceil_mode=True)
+        asking = pool(as_map(normed, x.shape[2:]), 2, ceil_mode=True)
         q = self.query(map_to_tokens(asking)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.key_value(normed).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         heard = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))

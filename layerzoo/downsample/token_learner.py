@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from layerzoo.card import Card
 from layerzoo.downsample.base import Downsample, squarest
-from layerzoo.layers.base import check_choice, map_to_tokens
+from layerzoo.layers.base import as_map, check_choice, map_to_tokens
 from layerzoo.ops.learned_tokens import LearnedTokens, check_count
 
 
@@ -73,6 +73,6 @@ class TokenLearner(Downsample):
         if self.maps == "softmax":
             tokens = self.learner(normed, values)
         else:
-            gates = self.convs(normed.transpose(1, 2).unflatten(2, x.shape[2:])).sigmoid().flatten(2)
+            gates = self.convs(as_map(normed, x.shape[2:])).sigmoid().flatten(2)
             tokens = gates / gates.shape[2] @ values
-        return self.proj(tokens).transpose(1, 2).unflatten(2, self.out_grid(x.shape[2:]))
+        return as_map(self.proj(tokens), self.out_grid(x.shape[2:]))

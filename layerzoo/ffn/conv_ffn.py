@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from layerzoo.card import Card
 from layerzoo.ffn.mlp import MLP
+from layerzoo.layers.base import as_map, map_to_tokens
 
 
 class ConvFFN(MLP):
@@ -45,5 +46,5 @@ class ConvFFN(MLP):
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         hidden = self.fc1(tokens)
         hidden = hidden if mask is None else hidden.masked_fill(~mask.unsqueeze(-1), 0)
-        hidden = self.conv(hidden.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+        hidden = map_to_tokens(self.conv(as_map(hidden, grid)))
         return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))

@@ -119,8 +119,12 @@ class HeadsLayer(TokenLayer):
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, h, N, d)."""
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dim))
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.split_heads(self.qkv(tokens))
+
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected tokens (B, N, 3 C) as queries, keys and values, each (B, h, N, d)."""
+        parts = qkv.chunk(3, -1)  # whose gradients are joined in one copy; those of unbind take two
+        return tuple(part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
 
     def merge(self, heads: Tensor) -> Tensor:
         """Heads (B, h, N, d) joined and projected to (B, N, C)."""
@@ -129,13 +133,18 @@ class HeadsLayer(TokenLayer):
 
 def map_to_tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H*W, C); a view if x is channels_last."""
-    return x.flatten(2).transpose(1, 2)
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def tokens_to_map(tokens: Tensor, like: Tensor) -> Tensor:
     """(B, H*W, C) -> (B, C, H, W) in the memory format of the map `like`; a view if that is channels_last."""
-    y = tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    y = as_map(tokens, like.shape[2:])
     return y.contiguous() if like.is_contiguous() else y
+
+
+def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, H*W, C) -> (B, C, H, W), a view in channels_last."""
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # transposed first, a map of one sample gets strides that convolutions take for NCHW
 
 
 def check_heads(dim: int, num_heads: int | None) -> int:

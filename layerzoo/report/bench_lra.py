@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import statistics
+import time
 from pathlib import Path
+
+import torch
+from torch.nn import functional as F
 
 from layerzoo.errors import bad_value
 from layerzoo.recipe import list_recipes, read_recipe, resolved
 
 ROOM = "lra/image/"
+LADDER = ("ladder/relative_positions", "ladder/conv_stem", "ladder/resnet")  # rungs above mhsa, from least to most inductive bias
 PUBLISHED = {
     "mhsa": 42.44, "sparse_fixed": 44.24, "longformer": 42.22, "linformer": 38.56, "reformer": 38.07, "sinkhorn": 41.23, "synthesizer_random": 41.61,
     "bigbird": 40.83, "linear_attention": 42.34, "performer": 42.77}  # arXiv 2011.04006, table 1, trained for 35,000 steps
+RECORD = Path(__file__).with_name("lra.csv")  # what `layerzoo bench lra --out` wrote on the machine that the docs name
 
 
 def methods() -> list[str]:
-    """The layers that have a recipe, exact attention first."""
-    return sorted((r.removeprefix(ROOM) for r in list_recipes() if r.startswith(ROOM)), key=lambda name: (name != "mhsa", name))
+    """The layers that have a recipe, exact attention first, then the rungs of the ladder."""
+    layers = (r.removeprefix(ROOM) for r in list_recipes() if r.startswith(ROOM))
+    return [*sorted(layers, key=lambda name: (name != "mhsa", name)), *LADDER]
 
 
 def bench_lra(names: list[str], seeds: int, overrides: list[str]) -> list[dict]:
     """Train each method with each seed; runs that are done already are not repeated.
 
     Args:
-        names: layers that have a recipe.
+        names: of `methods()`.
         seeds: 0 to seeds - 1.
         overrides: of every recipe, such as "trainer.max_epochs=2".
     Returns:
-        One row per method: mean and standard deviation of the test accuracy in per cent, steps per second, MiB of activations of a batch,
-        and the accuracy that the Long Range Arena published.
+        One row per method: mean and standard deviation of the test accuracy in per cent, training steps per second and MiB of a step
+        (`pace`), and the accuracy that the Long Range Arena published.
     Raises:
-        ValueError: for a layer without a recipe and seeds below 1.
+        ValueError: for a name without a recipe and seeds below 1.
     """
     from layerzoo.train import run
 
@@ -42,29 +48,59 @@ def bench_lra(names: list[str], seeds: int, overrides: list[str]) -> list[dict]:
         raise bad_value(what, got=repr(got), expected=f"one of {', '.join(known)}; 1 seed or more", do="Correct it, or leave it out for all.")
     rows = []
     for name in names:
-        accuracies, rates = [], []
+        recipe_name, accuracies = f"lra/{name}" if name in LADDER else f"{ROOM}{name}", []
         for seed in range(seeds):
-            recipe = read_recipe(f"{ROOM}{name}", [*overrides, f"seed={seed}"])
-            result = run.fit(recipe, recipe_name=f"{ROOM}{name}", resume="auto")
-            accuracies.append(100 * result.metrics["test/top1"])
-            rates += [rate / recipe.data.batch_size for rate in _throughput(result.folder)]
+            recipe = read_recipe(recipe_name, [*overrides, f"seed={seed}"])
+            accuracies.append(100 * run.fit(recipe, recipe_name=recipe_name, resume="auto").metrics["test/top1"])
+        rate, mib = pace(recipe)
         rows.append({
             "method": name, "accuracy": f"{statistics.mean(accuracies):.2f}", "sd": f"{statistics.stdev(accuracies):.2f}" if seeds > 1 else "",
-            "steps/s": f"{statistics.median(rates):.2f}", "MiB": f"{_activations(recipe):.0f}", "published": PUBLISHED.get(name, "")})
+            "steps/s": f"{rate:.2f}", "MiB": f"{mib:.0f}", "published": PUBLISHED.get(name, "")})
     return rows
 
 
-def _throughput(folder: Path) -> list[float]:
-    """Images per second at each reading but the first, which has the warm-up of kernels in it."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    found = [row["train/images_per_s"] for row in rows if "train/images_per_s" in row]
-    return found[1:] or found
+def pace(recipe: object, seconds: float = 1.0) -> tuple[float, float]:
+    """Training steps per second of a recipe's model alone, and the most MiB that a step has alive beside weights and optimiser.
 
-
-def _activations(recipe: object) -> float:
-    """MiB of activations that a batch of the recipe keeps for its backward pass."""
+    Args:
+        recipe: its model, batch size, optimiser, precision and accelerator are used; images are noise.
+        seconds: least time to measure for, after three steps.
+    """
     from layerzoo.models import create_model
-    from layerzoo.report.cost import cost
+    from layerzoo.report.bench_layers import peak_mib
+    from layerzoo.tasks.optim import create_optimizer
+    from layerzoo.train.run import find_device, find_precision
 
-    model = create_model(**resolved(recipe)["model"], num_classes=10, img_size=recipe.data.img_size)
-    return cost(model, (recipe.data.batch_size, 3, *model.img_size)).activation_bytes / 2**20
+    device, half = find_device(recipe.trainer), "16" in find_precision(recipe.trainer)
+    model = create_model(**resolved(recipe)["model"], num_classes=10, img_size=recipe.data.img_size).to(device)
+    optimizer = create_optimizer(model, recipe.task.optimizer)
+    x = torch.randn(recipe.data.batch_size, 3, *model.img_size, device=device)
+    target = torch.randint(10, (len(x),), device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    for _ in range(2):
+        step()
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        mib = (torch.cuda.max_memory_allocated() - held) / 2**20
+    else:
+        mib = peak_mib(step)
+    wait()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        step()
+        wait()
+        count += 1
+    return count / (time.perf_counter() - start), mib

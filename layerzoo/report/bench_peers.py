@@ -124,11 +124,14 @@ def _compressive(m: object, n: int) -> nn.Module:
 def _perceiver(m: object, n: int) -> nn.Module:
     latents = nn.Parameter(torch.randn(1, 64, DIM))
     encode, decode = (m.Attention(DIM, context_dim=DIM, heads=HEADS, dim_head=DIM // HEADS) for _ in range(2))
-    module = nn.ModuleList([encode, decode])
+    module = nn.ModuleList([encode, m.PreNorm(DIM, m.FeedForward(DIM, mult=1)), decode, *(nn.LayerNorm(DIM) for _ in range(2))])
     module.register_parameter("latents", latents)
 
     def call(parts: nn.ModuleList, x: Tensor) -> Tensor:
-        return parts[1](x, context=parts[0](parts.latents.expand(len(x), -1, -1), context=x))
+        read, feed, write, read_norm, write_norm = parts
+        latents = parts.latents.expand(len(x), -1, -1)
+        latents = latents + read(read_norm(latents), context=x)
+        return write(x, context=write_norm(latents + feed(latents)))
 
     return Called(module, call)
 

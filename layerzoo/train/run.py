@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from layerzoo.checkpoint import save_checkpoint, verify_checkpoint
-from layerzoo.config import Recipe
+from layerzoo.config import Recipe, TrainerConfig
 from layerzoo.data.datamodule import ImageData
 from layerzoo.errors import bad_value
 from layerzoo.hub import load
@@ -164,11 +164,22 @@ def _restore(recipe: Recipe, recipe_name: str, checkpoint: str | Path) -> tuple[
     return Classify(model, task, classes=data.classes, max_epochs=recipe.trainer.max_epochs), data
 
 
+def find_device(config: TrainerConfig) -> torch.device:
+    """The kind of device that training takes on this machine."""
+    found = torch.accelerator.current_accelerator(check_available=True) if config.accelerator != "cpu" else None
+    return found or torch.device("cpu")
+
+
+def find_precision(config: TrainerConfig) -> str:
+    """The precision as Lightning names it, where it is "auto" the best of the device."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16-mixed" if multiplies_bfloat16(find_device(config)) else "32-true"
+
+
 def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]) -> pl.Trainer:
     given = {k: v for k, v in vars(recipe.trainer).items() if k not in ("callbacks", "options")}
-    if given["precision"] == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True) if recipe.trainer.accelerator != "cpu" else None
-        given["precision"] = "bf16-mixed" if multiplies_bfloat16(found or torch.device("cpu")) else "32-true"
+    given["precision"] = find_precision(recipe.trainer)
     quiet = {"num_sanity_val_steps": 0, "enable_model_summary": False}
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # importing them sets INFO: devices, advertisements

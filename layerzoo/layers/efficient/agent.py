@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
-from layerzoo.layers.base import HeadsLayer, check_odd
+from layerzoo.layers.base import HeadsLayer, as_map, check_odd, map_to_tokens
 from layerzoo.ops.attention import attend
 
 
@@ -65,7 +65,7 @@ class Agent(HeadsLayer):
         v = v * real[:, None, :, None]
         values = attend(agents, k, v, mask, gather)
         y = attend(q, agents, values, None if mask is None else used, spread.transpose(1, 2))
-        local = self.conv(v.transpose(2, 3).flatten(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+        local = map_to_tokens(self.conv(as_map(v.transpose(1, 2).flatten(2), grid)))
         return self.proj(y.transpose(1, 2).flatten(2) + local)
 
     def _agents(self, q: Tensor, real: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

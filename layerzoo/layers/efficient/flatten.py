@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
-from layerzoo.layers.base import HeadsLayer, check_odd
+from layerzoo.layers.base import HeadsLayer, as_map, check_odd, map_to_tokens
 from layerzoo.ops.linear_recurrence import full_precision, linear_attention, no_autocast
 
 
@@ -59,8 +59,7 @@ class Flatten(HeadsLayer):
         q, k, v = self.split(tokens)
         if mask is not None:
             v = v * mask[:, None, :, None]
-        places = v.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
-        local = self.conv(places).flatten(2).transpose(1, 2)
+        local = map_to_tokens(self.conv(as_map(v.transpose(1, 2).flatten(2), grid)))
         q, k, v = full_precision(q, k, v)
         with no_autocast(tokens.device):
             q, k = (focused(t, self.power, self.eps) for t in (q, k))

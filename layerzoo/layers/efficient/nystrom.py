@@ -73,9 +73,9 @@ class Nystrom(HeadsLayer):
         q, k, v = self.split(tokens)
         if mask is not None:
             v = v * mask[:, None, :, None]
-        segments = segment_means(mask, min(self.num_landmarks, q.shape[2]), q)
-        q_mean, k_mean = segments @ q, segments @ k
-        used = None if mask is None else segments[:, 0].sum(-1) > 0
+        segments = segment_means(mask, min(self.num_landmarks, q.shape[2]), tokens)
+        q_mean, k_mean, _ = self.split(segments @ tokens)  # the projection of a mean is the mean of projections
+        used = None if mask is None else segments.sum(-1) > 0
         summary = attend(q_mean, k, v, mask)
         with no_autocast(tokens.device):
             inverse = pseudo_inverse(landmark_kernel(*full_precision(q_mean, k_mean), used), self.num_iterations)
@@ -85,12 +85,12 @@ class Nystrom(HeadsLayer):
 
 
 def segment_means(mask: Tensor | None, count: int, like: Tensor) -> Tensor:
-    """(B or 1, 1, count, N): row s averages the real tokens of segment s, of min(count, real tokens) segments as equal as can be."""
-    real = torch.ones(1, like.shape[2], dtype=torch.bool, device=like.device) if mask is None else mask
+    """(B or 1, count, N): row s averages the real tokens of segment s, of min(count, real tokens) segments as equal as can be."""
+    real = torch.ones(1, like.shape[1], dtype=torch.bool, device=like.device) if mask is None else mask
     total = real.sum(1, keepdim=True)
     segment = (real.cumsum(1) - 1) * total.clamp(max=count) // total.clamp(min=1)
     member = (segment.unsqueeze(1) == torch.arange(count, device=like.device)[:, None]) & real.unsqueeze(1)
-    return (member / member.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(1).to(like.dtype)
+    return (member / member.sum(-1, keepdim=True).clamp(min=1)).to(like.dtype)
 
 
 def landmark_kernel(q: Tensor, k: Tensor, used: Tensor | None) -> Tensor:

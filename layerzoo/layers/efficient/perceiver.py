@@ -75,8 +75,8 @@ class Perceiver(TokenLayer):
         self.proj = nn.Linear(width, dim)
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        latents = self.latents.expand(len(tokens), -1, -1)
-        latents = latents + self.read_proj(self._cross(self.read_q(self.read_norm(latents)), self.read_kv(tokens), mask))
+        asking = self.read_q(self.read_norm(self.latents)).expand(len(tokens), -1, -1)
+        latents = self.latents + self.read_proj(self._cross(asking, self.read_kv(tokens), mask))
         for norm, block in zip(self.norms, self.blocks):
             latents = latents + block(norm(latents))
         return self.proj(self._cross(self.write_q(tokens), self.write_kv(self.write_norm(latents))))

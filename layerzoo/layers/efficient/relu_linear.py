@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from layerzoo.card import Card
-from layerzoo.layers.base import HeadsLayer, check_odd
+from layerzoo.layers.base import HeadsLayer, as_map, check_odd, map_to_tokens
 from layerzoo.ops.linear_recurrence import full_precision, linear_attention, no_autocast
 
 
@@ -61,11 +61,13 @@ class ReluLinear(HeadsLayer):
         qkv = self.qkv(tokens)
         if mask is not None:
             qkv = qkv * mask.unsqueeze(-1)  # as zero padding is to the convolutions
-        places = qkv.transpose(1, 2).unflatten(2, grid)
-        scales = [qkv, *(scale(places).flatten(2).transpose(1, 2) for scale in self.scales)]
-        heads = [scale.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4) for scale in scales]
-        q, k, v = full_precision(*(torch.cat(part, 1) for part in zip(*heads)))
-        k = k.relu_() if mask is None else k.relu_() * mask[:, None, :, None]
-        with no_autocast(tokens.device):
-            y = linear_attention(q.relu_(), k, v, self.eps)
-        return self.merge(y.to(tokens.dtype))
+        places = as_map(qkv, grid)
+        scales = [qkv, *(map_to_tokens(scale(places)) for scale in self.scales)]
+        return self.proj(torch.cat([self._attend(scale, mask) for scale in scales], -1))
+
+    def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """Linear attention of one scale (B, N, 3 C), heads joined: (B, N, C)."""
+        q, k, v = full_precision(*self.split_heads(qkv))
+        k = k.relu() if mask is None else k.relu() * mask[:, None, :, None]
+        with no_autocast(qkv.device):
+            return linear_attention(q.relu(), k, v, self.eps).transpose(1, 2).flatten(2).to(qkv.dtype)

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layerzoo.card import Card
 from layerzoo.layers.base import HeadsLayer
@@ -50,6 +49,11 @@ class XCiT(HeadsLayer):
         if mask is not None:
             q, k = (t * mask[:, None, :, None] for t in (q, k))
         with no_autocast(tokens.device):
-            scores = F.normalize(q, dim=-2).transpose(-2, -1) @ F.normalize(k, dim=-2)
-            y = v @ (scores * self.temperature).softmax(-1).transpose(-2, -1)
+            cosines = q.transpose(-2, -1) @ k / (_lengths(q).transpose(-2, -1) * _lengths(k))  # d x d is scaled, not N x d
+            y = v @ (cosines * self.temperature).softmax(-1).transpose(-2, -1)
         return self.merge(y.to(tokens.dtype))
+
+
+def _lengths(heads: Tensor) -> Tensor:
+    """Of each channel over the positions (B, h, N, d): (B, h, 1, d), at least 1e-12."""
+    return heads.norm(dim=-2, keepdim=True).clamp(min=1e-12)
