@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from layerzoo import __version__
 from layerzoo.errors import DataRefused, Refusal, bad_value
 from layerzoo.model_card import model_card
 
@@ -64,8 +65,8 @@ def save_checkpoint(
     for what, (values, count) in counts.items():
         if len(values) != count:
             raise bad_value(what, got=f"{len(values)} values", expected=f"{count}, as the model has", do="Pass one per class or channel.")
-    packages = ("torch", "timm", "layerzoo")
-    versions = {"python": platform.python_version()} | {package: importlib.metadata.version(package) for package in packages}
+    versions = {"python": platform.python_version()} | {package: importlib.metadata.version(package) for package in ("torch", "timm")}
+    versions["layerzoo"] = __version__  # its metadata is not there when it runs from its source folder
     name = recipe["model"]["name"] if recipe else model.config["model"]
     manifest = {
         "model": name, "format": FORMAT, "versions": versions, "recipe_name": recipe_name, "recipe_sha256": recipe_sha256, "recipe": recipe,

@@ -113,7 +113,8 @@ def test_lra_trains_each_method_with_each_seed_and_repeats_none(tmp_path, capsys
     command = [
         "bench", "lra", "linear_attention", "hydra", "--seeds", "2", "--data.source", "grey:folder:data", "--data.batch_size", "4", "--data.val_fraction", "0.25",
         "--trainer.max_epochs", "1", "--task.schedule.warmup_epochs", "0", "--model.options.depth", "1", "--logging.wandb", "disabled"]
-    assert cli.main(command) == 0
+    assert cli.main([*command, "--out", "lra.csv"]) == 0
+    assert [r["method"] for r in measured.read_rows(tmp_path / "lra.csv")] == ["linear_attention", "hydra"]
     out = capsys.readouterr().out
     assert re.search(r"linear_attention +\d+\.\d\d +\d+\.\d\d +\d+\.\d\d +\d+ +42.34", out) and re.search(r"hydra +\d+\.\d\d", out)
     assert cli.main(command) == 0
@@ -128,9 +129,9 @@ def test_lra_refuses(words, got, capsys):
 
 
 def test_every_efficient_layer_has_a_recipe_of_the_arena():
-    from layerzoo.report.bench_lra import PUBLISHED, methods
+    from layerzoo.report.bench_lra import LADDER, PUBLISHED, methods
 
-    assert set(methods()) == {"mhsa", *lz.list_layers("efficient")} and PUBLISHED.keys() <= set(methods())
+    assert set(methods()) == {"mhsa", *lz.list_layers("efficient"), *LADDER} and PUBLISHED.keys() <= set(methods())
 
 
 class Mixes(nn.Module):
@@ -204,6 +205,15 @@ def test_every_pair_with_a_public_package_is_recorded():
     assert sorted((r["layer"], r["package"], int(r["length"])) for r in rows) == sorted((p.layer, p.package, n) for p in PEERS for n in (1024, 4096))
     assert all(0 < float(r["q1"]) <= float(r["time"]) <= float(r["q3"]) and float(r["memory"]) > 0 for r in rows)
     assert "| linformer | linformer | 4,096 | " in efficient_page()
+
+
+def test_every_method_of_the_arena_is_recorded():
+    from layerzoo.report.bench_lra import PUBLISHED, methods
+
+    rows = {r["method"]: r for r in measured.read_rows(measured.ARENA)}
+    assert rows.keys() == set(methods()) and all(float(r["steps/s"]) > 0 and int(r["MiB"]) > 0 for r in rows.values())
+    assert {name: float(r["published"]) for name, r in rows.items() if r["published"]} == PUBLISHED
+    assert f"| s4d | {rows['s4d']['accuracy']} | " in efficient_page()
 
 
 def test_peers_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -17,7 +16,6 @@ LADDER = ("ladder/relative_positions", "ladder/conv_stem", "ladder/resnet")  # r
 PUBLISHED = {
     "mhsa": 42.44, "sparse_fixed": 44.24, "longformer": 42.22, "linformer": 38.56, "reformer": 38.07, "sinkhorn": 41.23, "synthesizer_random": 41.61,
     "bigbird": 40.83, "linear_attention": 42.34, "performer": 42.77}  # arXiv 2011.04006, table 1, trained for 35,000 steps
-RECORD = Path(__file__).with_name("lra.csv")  # what `layerzoo bench lra --out` wrote on the machine that the docs name
 
 
 def methods() -> list[str]:

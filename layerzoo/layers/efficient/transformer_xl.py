@@ -100,7 +100,8 @@ class TransformerXL(HeadsLayer):
         bias = scores_by_distance(q + self.position_bias.to(q.dtype), r.unflatten(1, (self.num_heads, -1)).transpose(0, 1), keys)
         allowed = torch.ones(queries, keys, dtype=torch.bool, device=tokens.device).tril(keys - queries if self.causal else keys)
         allowed = allowed if visible is None else allowed & visible[:, None, None]
-        return attend(q + self.content_bias.to(q.dtype), k, v, bias=torch.where(allowed, bias, float("-inf")))
+        scores = (q + self.content_bias.to(q.dtype)) * self.head_dim**-0.5 @ k.mT + bias
+        return scores.add_(torch.zeros_like(allowed, dtype=scores.dtype).masked_fill_(~allowed, float("-inf"))).softmax(-1).to(v.dtype) @ v
 
     def project(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """Tokens (b, n, C) by rows of the joint projection: (queries, keys or values; b, h, n, d)."""
