@@ -57,7 +57,8 @@ def cost(cls: type[Layer], card: Card) -> str:
     for side in (64, 128, 256):
         small, large = (cost_of(layer, (1, layer.dim, s, s)) for s in (side, 2 * side))
         memory = _exponent(small.activation_bytes, large.activation_bytes)
-        time = _exponent(small.flops, large.flops) if large.flops else memory  # elementwise work is no FLOP, and follows the bytes
+        time = _exponent(small.flops, large.flops) if large.flops else 0.0
+        time = max(time, memory)  # elementwise work is no FLOP, but what is written takes its time
         found = time, memory
         if all(abs(f - c) <= COST_TOLERANCE for f, c in zip(found, card.cost, strict=True)):
             return f"time N^{found[0]:.2f}, memory N^{found[1]:.2f}"

@@ -20,7 +20,7 @@ def build(name, size):
 
 
 def test_all_kinds_are_here():
-    assert POSITIONS.names() == ["conditional", "learned", "none", "relative_bias", "rope2d", "sincos2d"]
+    assert POSITIONS.names() == ["conditional", "learned", "learned_offsets", "none", "quadratic", "relative_bias", "rope2d", "sincos2d"]
 
 
 @pytest.mark.parametrize("size", ["tiny", "base", "odd"])

@@ -1,4 +1,4 @@
-"""The residual unit: pre-norm, layer, residual; pre-norm, ffn, residual. It exists once."""
+"""The residual unit: pre-norm, layer, residual; pre-norm, ffn, residual; or the norm last. It exists once."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def create_norm(name: str, dim: int) -> nn.Module:
 class Block(nn.Module):
     """x + drop_path(scale layer(norm(x))), then x + drop_path(scale ffn(norm(x))), on maps (B, C, H, W).
 
+    With post_norm the norm follows the sum, as in the first Transformer: norm(x + drop_path(scale layer(x))), and so on.
+
     Args:
         dim: channels C.
         layer: name, {"name": ..., option: ...} or class.
@@ -62,6 +64,8 @@ class Block(nn.Module):
         num_heads: heads, for layers that take the option and are not given it.
         grid: (H, W) of the map, for layers that take the option and are not given it.
         position: "rope2d" or "relative_bias", for layers that take the option; None = the layer's own.
+        post_norm: normalise the sum, not the branch's input.
+        dropout: probability of dropping a value of a branch's output.
     Raises:
         ValueError: for unknown names and options.
     """
@@ -69,21 +73,26 @@ class Block(nn.Module):
     def __init__(
         self, dim: int, *, layer: str | dict | type, ffn: str | dict | type = "mlp", norm: str = "layer", drop_path: float = 0.0,
         layer_scale: float | None = None, num_heads: int | None = None, grid: tuple[int, int] | None = None, position: str | None = None,
+        post_norm: bool = False, dropout: float = 0.0,
     ):
         super().__init__()
         defaults = {k: v for k, v in {"num_heads": num_heads, "grid": grid}.items() if v is not None}
         options = {} if position is None else {"position": position}
+        self.post_norm = post_norm
         self.norm = create_norm(norm, dim)
         self.layer = LAYERS.create(layer, dim, defaults=defaults, **options)
-        self.layer_branch = _branch(dim, layer_scale, drop_path)
+        self.layer_branch = _branch(dim, layer_scale, drop_path, dropout)
         if ffn != "none":
             self.ffn_norm = create_norm(norm, dim)
             self.ffn = FFNS.create(ffn, dim, defaults=defaults)
-            self.ffn_branch = _branch(dim, layer_scale, drop_path)
+            self.ffn_branch = _branch(dim, layer_scale, drop_path, dropout)
         else:
             self.ffn = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.post_norm:
+            x = self.norm(x + self.layer_branch(self.layer(x)))
+            return x if self.ffn is None else self.ffn_norm(x + self.ffn_branch(self.ffn(x)))
         x = x + self.layer_branch(self.layer(self.norm(x)))
         return x if self.ffn is None else x + self.ffn_branch(self.ffn(self.ffn_norm(x)))
 
@@ -94,6 +103,6 @@ def create_block(layer: str | dict | type, dim: int, *, ffn: str | dict | type =
     return Block(dim, layer=layer, ffn=ffn, norm=norm, drop_path=drop_path, layer_scale=layer_scale, num_heads=num_heads, grid=grid)
 
 
-def _branch(dim: int, layer_scale: float | None, drop_path: float) -> nn.Sequential:
-    scale = [] if layer_scale is None else [LayerScale(dim, layer_scale)]
-    return nn.Sequential(*scale, *([DropPath(drop_path)] if drop_path else []))
+def _branch(dim: int, layer_scale: float | None, drop_path: float, dropout: float) -> nn.Sequential:
+    parts = (nn.Dropout(dropout) if dropout else None, None if layer_scale is None else LayerScale(dim, layer_scale), DropPath(drop_path) if drop_path else None)
+    return nn.Sequential(*(part for part in parts if part is not None))

@@ -30,6 +30,15 @@ def vit_tiny(img_size: int) -> dict:
 
 
 @_preset
+def attention_cnn(img_size: int) -> dict:
+    """The model of "On the Relationship between Self-Attention and Convolutional Layers" (arXiv 1911.03584): six blocks of nine wide heads, 12.1 M."""
+    return {
+        "model": "isotropic", "dim": 400, "depth": 6, "stem": {"name": "patchify", "patch_size": _by_size(img_size, 2, 4, 14)},
+        "layer": "quadratic_attention", "ffn": {"name": "mlp", "mlp_ratio": 1.28}, "position": "none", "head": {"norm": "none"},
+        "block": {"num_heads": 9, "post_norm": True, "dropout": 0.1}}
+
+
+@_preset
 def cct_7(img_size: int) -> dict:
     """CCT-7 (arXiv 2104.05704): convolutional tokenizer (one 3x3 layer at 32 pixels), seven blocks, sequence pooling."""
     stem = _by_size(img_size, {"num_convs": 1}, {"num_convs": 2}, {"num_convs": 2, "conv_stride": 2})

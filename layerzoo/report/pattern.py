@@ -1,7 +1,9 @@
-"""Which position sees which: the mixing matrix of any layer, linearised at an input, and its picture."""
+"""Which position sees which: the mixing matrix of any layer, linearised at an input, what it says, and its picture."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,6 +47,50 @@ def effective_matrix(layer: nn.Module, x: Tensor, probes: int | None = None) -> 
     return (total / x.shape[1 if x.ndim == 4 else 2]).sqrt()
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """What a mixing matrix says of a layer.
+
+    Fields:
+        receptive_field: positions that hold nine tenths of the influence on an output, mean over outputs.
+        distance: how far an output looks, in positions: mean over outputs of the distances of all inputs, weighed by influence.
+        rank: of the matrix: the exponential of the entropy of its singular values' shares (effective rank, between 1 and N).
+        entropy: of an output's shares of influence over log N, mean over outputs: 0 = one input, 1 = all alike.
+    """
+
+    receptive_field: float
+    distance: float
+    rank: float
+    entropy: float
+
+
+def mixing(matrix: Tensor, grid: tuple[int, int]) -> Mixing:
+    """Receptive field, distance, rank and entropy of an influence matrix (N, N) over a map of `grid` = (H, W).
+
+    Outputs that nothing influences are left out.
+
+    Raises:
+        ValueError: for a matrix that is not (H W, H W), or is zero.
+    """
+    count = grid[0] * grid[1]
+    if matrix.shape != (count, count) or not matrix.any():
+        got = f"{tuple(matrix.shape)}{'' if matrix.any() else ', all zeros'}"
+        raise bad_value("matrix", got=got, expected=f"influence ({count}, {count}) for a map of {grid}", do="Pass that of `effective_matrix` and its grid.")
+    matrix = matrix.abs().double()
+    seen = matrix.sum(1) > 0
+    share = matrix[seen] / matrix[seen].sum(1, keepdim=True)
+    place = torch.cartesian_prod(*(torch.arange(n, dtype=torch.double) for n in grid)).view(count, 2)
+    held = share.sort(1, descending=True).values.cumsum(1)
+    values = torch.linalg.svdvals(matrix)
+    return Mixing(
+        receptive_field=(1 + (held < 0.9 - 1e-9).sum(1)).double().mean().item(), distance=(share * torch.cdist(place, place)[seen]).sum(1).mean().item(),
+        rank=_entropy(values / values.sum(), 0).exp().item(), entropy=(_entropy(share, 1) / max(math.log(count), 1e-9)).mean().item())
+
+
+def _entropy(share: Tensor, axis: int) -> Tensor:
+    return torch.special.entr(share).sum(axis)
+
+
 def pattern(name: str, grid: tuple[int, int] = GRID, dim: int = DIM) -> Tensor:
     """(M, N): `effective_matrix` of a freshly initialised layer or downsample of the zoo at a random map.
 
@@ -68,7 +114,7 @@ def draw_pattern(name: str, path: Path, grid: tuple[int, int] = GRID, dim: int =
     style = {"cmap": "magma", "vmin": -DECADES, "vmax": 0, "interpolation": "nearest"}
     axes = left.subplots()
     image = axes.imshow(shades, aspect="auto" if len(shades) != shades.shape[1] else "equal", **style)
-    axes.set(title=name, xlabel=f"input position of {grid[0]}x{grid[1]}, row by row", ylabel="output position")
+    axes.set(title=f"{name}{_summary(matrix, grid)}", xlabel=f"input position of {grid[0]}x{grid[1]}, row by row", ylabel="output position")
     left.colorbar(image, ax=axes, label="log10 of influence, 0 = largest", shrink=0.8)
     width = round((len(shades) * grid[1] / grid[0]) ** 0.5)
     places = [0, len(shades) // width // 2 * width + width // 2, len(shades) - 1]
@@ -77,6 +123,14 @@ def draw_pattern(name: str, path: Path, grid: tuple[int, int] = GRID, dim: int =
         axis.set_title(f"{where} output", fontsize=8)
         axis.set_axis_off()
     figure.savefig(path, dpi=100)
+
+
+def _summary(matrix: Tensor, grid: tuple[int, int]) -> str:
+    """The numbers of `mixing` on a line of their own, where the map keeps its size."""
+    if matrix.shape[0] != matrix.shape[1] or not matrix.any():
+        return ""
+    m = mixing(matrix, grid)
+    return f"\nsees {m.receptive_field:.1f} positions, {m.distance:.1f} away; rank {m.rank:.0f}, entropy {m.entropy:.2f}"
 
 
 def _positions(y: Tensor) -> Tensor:

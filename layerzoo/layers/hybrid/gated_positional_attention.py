@@ -9,6 +9,7 @@ from layerzoo.card import Card
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.attention import attend
 from layerzoo.ops.linear_recurrence import full_precision
+from layerzoo.ops.offsets import offsets, outer_sum
 
 
 class GatedPositionalAttention(HeadsLayer):
@@ -72,9 +73,8 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 def offset_scores(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """(h, N, N): u . (dx, dy, dx^2 + dy^2), the sum of a score of rows and one of columns; not in float16, where squares overflow."""
     x, y, square = full_precision(weight)[0].T[:, :, None, None]
-    dy, dx = (torch.arange(n, device=weight.device) - torch.arange(n, device=weight.device)[:, None] for n in grid)
-    rows, columns = y * dy + square * dy**2, x * dx + square * dx**2
-    return (rows[:, :, None, :, None] + columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
+    dy, dx = (offsets(n, weight.device) for n in grid)
+    return outer_sum(y * dy + square * dy**2, x * dx + square * dx**2)
 
 
 def kernel_offsets(num_heads: int) -> Tensor:
