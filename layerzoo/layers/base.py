@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
+from layerzoo.ops.formats import as_map, map_to_tokens
 
 
 class Layer(nn.Module):
@@ -131,20 +132,10 @@ class HeadsLayer(TokenLayer):
         return self.proj(heads.transpose(1, 2).flatten(2))
 
 
-def map_to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H*W, C); a view if x is channels_last."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
 def tokens_to_map(tokens: Tensor, like: Tensor) -> Tensor:
     """(B, H*W, C) -> (B, C, H, W) in the memory format of the map `like`; a view if that is channels_last."""
     y = as_map(tokens, like.shape[2:])
     return y.contiguous() if like.is_contiguous() else y
-
-
-def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, H*W, C) -> (B, C, H, W), a view in channels_last."""
-    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # transposed first, a map of one sample gets strides that convolutions take for NCHW
 
 
 def check_heads(dim: int, num_heads: int | None) -> int:

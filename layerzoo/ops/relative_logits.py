@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerzoo.ops.attention import attend
+from layerzoo.ops.offsets import offsets
 
 
 class RelativeLogits(nn.Module):
@@ -45,8 +46,7 @@ class RelativeLogits(nn.Module):
 def _pairs(table: Tensor, side: int) -> Tensor:
     """Embeddings (2n - 1, d) of the offsets of n places as (side, side, d): entry (i, j) is that of j - i."""
     table = resize_offsets(table.T.unsqueeze(-1), (2 * side - 1, 1)).squeeze(-1).T
-    place = torch.arange(side, device=table.device)
-    return table[place - place[:, None] + side - 1]
+    return table[offsets(side, table.device) + side - 1]
 
 
 def resize_offsets(table: Tensor, size: tuple[int, int]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerzoo.errors import bad_value
+from layerzoo.ops.formats import as_map, map_to_tokens
 from layerzoo.ops.linear_recurrence import full_precision
 from layerzoo.ops.windows import blocks_2d
 
@@ -21,7 +22,7 @@ def convolve(conv: nn.Conv2d, tokens: Tensor, grid: tuple[int, int], mask: Tenso
     """A convolution that keeps the size of its map, on tokens; masked ones are zeros to it, as the border is."""
     if mask is not None:
         tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)
-    return conv(tokens.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+    return map_to_tokens(conv(as_map(tokens, grid)))
 
 
 def mean_token(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -36,13 +37,13 @@ def pool_tokens(tokens: Tensor, grid: tuple[int, int], size: int, mask: Tensor |
     """Means of the real tokens in cells of size x size places, (B, cells, C) row by row, and which cells have any."""
     if size == 1:
         return tokens, mask
-    x = tokens.transpose(1, 2).unflatten(2, grid)
+    x = as_map(tokens, grid)
     if mask is None:
-        return _means(x, size).flatten(2).transpose(1, 2), None
+        return map_to_tokens(_means(x, size)), None
     real = mask.unflatten(1, grid).unsqueeze(1)
     share = _means(real.to(x.dtype), size)
     pooled = _means(x.masked_fill(~real, 0), size) / share.clamp(min=size**-2)
-    return pooled.flatten(2).transpose(1, 2), share.flatten(1) > 0
+    return map_to_tokens(pooled), share.flatten(1) > 0
 
 
 def _means(x: Tensor, size: int) -> Tensor:

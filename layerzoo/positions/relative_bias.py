@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layerzoo.card import Card
 from layerzoo.layers.base import check_grid
+from layerzoo.ops.offsets import offsets
+from layerzoo.ops.relative_logits import pair_scores, resize_offsets
 from layerzoo.positions.base import Position
 
 
@@ -42,11 +43,5 @@ class RelativeBias(Position):
     def bias(self, grid: tuple[int, int]) -> Tensor:
         """Scores (h, N, N) for a map of `grid` = (H, W)."""
         height, width = grid
-        table = self.table
-        if grid != self.grid:
-            table = F.interpolate(table[None], size=(2 * height - 1, 2 * width - 1), mode="bilinear", align_corners=True)[0]
-        rows, columns = (torch.arange(side, device=table.device) for side in grid)
-        rows = (rows[:, None] - rows + height - 1).flatten()
-        columns = (columns[:, None] - columns + width - 1).flatten()
-        scores = table.index_select(1, rows).index_select(2, columns).unflatten(2, (width, width)).unflatten(1, (height, height))
-        return scores.transpose(2, 3).reshape(-1, height * width, height * width)
+        rows, columns = (side - 1 - offsets(side, self.table.device) for side in grid)
+        return pair_scores(resize_offsets(self.table, (2 * height - 1, 2 * width - 1)), rows, columns)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerzoo.card import Card
-from layerzoo.layers.base import HeadsLayer, check_odd
+from layerzoo.layers.base import HeadsLayer, as_map, check_odd, map_to_tokens
 from layerzoo.ops.attention import attend
 from layerzoo.ops.reduction import seen_cells
 from layerzoo.ops.token_maps import check_count
@@ -98,7 +98,7 @@ class _HeadPool(nn.Module):
         self.norm = nn.LayerNorm(head_dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        heads, maps = x.shape[1], x.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)
+        heads, maps = x.shape[1], as_map(x.transpose(1, 2).flatten(2), grid)
         kernels = self.conv.weight.repeat(heads, 1, 1, 1)
         y = F.conv2d(maps, kernels, stride=self.conv.stride, padding=self.conv.padding, groups=maps.shape[1])
-        return self.norm(y.flatten(2).transpose(1, 2).unflatten(2, (heads, -1))).transpose(1, 2)
+        return self.norm(map_to_tokens(y).unflatten(2, (heads, -1))).transpose(1, 2)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerzoo.card import Card
-from layerzoo.layers.base import HeadsLayer, map_to_tokens
+from layerzoo.layers.base import HeadsLayer, as_map, map_to_tokens
 from layerzoo.ops.attention import attend
 from layerzoo.ops.reduction import masked_pool, project, seen_cells, whole_cells
 from layerzoo.ops.token_maps import check_count
@@ -68,7 +68,7 @@ class SpatialReduction(HeadsLayer):
 
     def reduce(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What keys and values are made of (B, n, C), and which of it is seen (B, n)."""
-        x = tokens.transpose(1, 2).unflatten(2, grid)
+        x = as_map(tokens, grid)
         if self.pool_size is not None:
             x, seen = masked_pool(x, mask, self.pool_size)
             return F.gelu(self.norm(map_to_tokens(self.conv(x)))), seen

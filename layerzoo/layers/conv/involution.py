@@ -8,6 +8,7 @@ from layerzoo.errors import bad_value
 from layerzoo.layers.base import Layer, check_odd
 from layerzoo.ops.formats import match_format
 from layerzoo.ops.groups import check_groups
+from layerzoo.ops.local_sums import local_sums
 
 
 class Involution(Layer):
@@ -58,15 +59,4 @@ class Involution(Layer):
 
     def mix(self, x: Tensor) -> Tensor:
         kernels = self.span(F.relu(self.reduce(x))).unflatten(1, (self.num_groups, self.kernel_size**2))
-        return match_format(_involve(x, kernels, self.kernel_size), x)
-
-
-def _involve(x: Tensor, kernels: Tensor, side: int) -> Tensor:
-    """Sum over the places of the kernels (B, G, k k, H, W) of the map shifted to it: patches of all positions would be k k maps."""
-    groups, (height, width) = kernels.shape[1], x.shape[2:]
-    shifted = F.pad(x, (side // 2,) * 4).unflatten(1, (groups, -1))
-    y = 0
-    for place, kernel in enumerate(kernels.unsqueeze(2).unbind(3)):
-        row, column = divmod(place, side)
-        y = y + kernel * shifted[..., row: row + height, column: column + width]
-    return y.flatten(1, 2)
+        return match_format(local_sums(x, kernels, self.kernel_size), x)

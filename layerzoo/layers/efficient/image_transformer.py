@@ -6,6 +6,7 @@ from torch import Tensor
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer
+from layerzoo.ops.token_maps import join_places
 from layerzoo.ops.windows import attend_blocks, blocks_2d, windows_2d
 
 
@@ -72,7 +73,7 @@ class ImageTransformer(HeadsLayer):
             real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
             seen = self.seen(real.unflatten(1, grid)[..., None], size, span, margin)
         y = attend_blocks(blocks_2d(q, size), windows_2d(kv, size, span, margin), self.num_heads, seen)
-        return self.proj(_join(y, grid, size))
+        return self.proj(join_places(y.transpose(1, 2), grid, size))
 
     def seen(self, real: Tensor, size: tuple[int, int], span: tuple[int, int], margin: tuple[int, int]) -> Tensor:
         """(B, n, 1 or queries, keys): which keys of its memory block a query sees, from the real places (B, H, W, 1)."""
@@ -84,10 +85,3 @@ class ImageTransformer(HeadsLayer):
         key_order = ((key_row - margin[0])[:, None] * stride + key_column - margin[1]).flatten()
         order = (row[:, None] * stride + column).flatten()
         return keys & (key_order <= order[:, None]) | ~asks
-
-
-def _join(y: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Blocks (B, n, places, C), read row by row, as tokens (B, H * W, C) without the padding."""
-    across = -(-grid[1] // size[1])
-    y = y.unflatten(2, size).unflatten(1, (-1, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return y[:, : grid[0], : grid[1]].flatten(1, 2)

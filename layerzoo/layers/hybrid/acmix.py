@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerzoo.card import Card
-from layerzoo.layers.base import HeadsLayer, check_odd
+from layerzoo.layers.base import HeadsLayer, check_odd, map_to_tokens
 from layerzoo.ops.neighborhoods import neighbourhoods, real_places, seen_near
 from layerzoo.ops.token_maps import join_places
 from layerzoo.ops.windows import attend_blocks, blocks_2d, windows_2d
@@ -76,8 +76,7 @@ class ACmix(HeadsLayer):
         """S: F and the convolution after it, as one convolution of the 3 h numbers of each channel."""
         weight = torch.einsum("cmyx,mg->cgyx", self.shift.weight, self.combine.weight)
         x = qkv.unflatten(2, (-1, self.head_dim)).permute(0, 3, 2, 1).flatten(1, 2).unflatten(2, grid)
-        y = F.conv2d(x, weight, self.shift.bias, padding=self.shift.padding, groups=self.head_dim)
-        return y.flatten(2).transpose(1, 2)
+        return map_to_tokens(F.conv2d(x, weight, self.shift.bias, padding=self.shift.padding, groups=self.head_dim))
 
     def attend(self, qkv: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
         """A: blocks of queries, each over the places within reach of any of its queries."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
-from layerzoo.layers.base import HeadsLayer, check_grid
+from layerzoo.layers.base import HeadsLayer, as_map, check_grid, map_to_tokens
 from layerzoo.ops.attention import attend
 from layerzoo.ops.reduction import seen_cells, whole_cells
 from layerzoo.ops.relative_logits import pair_scores, resize_offsets
@@ -69,8 +69,8 @@ class CMTAttention(HeadsLayer):
         q, kv = self.qkv(tokens + perceived).tensor_split((self.dim,), dim=2)
         if mask is not None:
             kv = kv * mask.unsqueeze(-1)  # as the padding of a cell
-        kv = self.gather(whole_cells(kv.transpose(1, 2).unflatten(2, grid), self.reduction))
-        k, v = kv.flatten(2).transpose(1, 2).unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        kv = self.gather(whole_cells(as_map(kv, grid), self.reduction))
+        k, v = map_to_tokens(kv).unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         q = q.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
         return perceived + self.merge(attend(q, k, v, seen_cells(mask, grid, self.reduction), self.bias(grid)))
 

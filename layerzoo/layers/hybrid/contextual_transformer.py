@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
-from layerzoo.layers.base import TokenLayer, check_heads, check_odd
+from layerzoo.layers.base import TokenLayer, as_map, check_heads, check_odd, map_to_tokens
 from layerzoo.ops.local_sums import local_sums
 from layerzoo.ops.token_maps import mean_token
 
@@ -68,11 +68,11 @@ class ContextualTransformer(TokenLayer):
         self.fuse = nn.Sequential(nn.Linear(dim, narrow), nn.ReLU(), nn.Linear(narrow, dim))
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        x = tokens.transpose(1, 2).unflatten(2, grid)
+        x = as_map(tokens, grid)
         static = self.key(x).relu()
         weights = self.weights(torch.cat([x, static], 1)).unflatten(1, (self.num_heads, -1))
         dynamic = F.silu(local_sums(self.value(x), weights, self.kernel_size))
-        static, dynamic = (t.flatten(2).transpose(1, 2) for t in (static, dynamic))
+        static, dynamic = (map_to_tokens(t) for t in (static, dynamic))
         share = self.fuse(mean_token(static + dynamic, mask)).sigmoid()
         return torch.lerp(dynamic, static, share)
 

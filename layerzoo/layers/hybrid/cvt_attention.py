@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
-from layerzoo.layers.base import HeadsLayer, check_odd
+from layerzoo.layers.base import HeadsLayer, as_map, check_odd, map_to_tokens
 from layerzoo.ops.attention import attend
 from layerzoo.ops.reduction import project, seen_cells
 
@@ -59,7 +59,7 @@ class CvTAttention(HeadsLayer):
             nn.Conv2d(dim, dim, kernel_size, stride=s, padding=kernel_size // 2, groups=dim, bias=False) for s in (1, stride, stride))
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        x = tokens.transpose(1, 2).unflatten(2, grid)
-        places = (conv(x).flatten(2).transpose(1, 2) for conv in self.local)
+        x = as_map(tokens, grid)
+        places = (map_to_tokens(conv(x)) for conv in self.local)
         q, k, v = (project(self.qkv, self.num_heads, p, part, part + 1)[0] for part, p in enumerate(places))
         return self.merge(attend(q, k, v, seen_cells(mask, grid, self.stride)))

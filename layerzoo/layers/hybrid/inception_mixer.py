@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.attention.mhsa import MHSA
-from layerzoo.layers.base import TokenLayer, check_odd
+from layerzoo.layers.base import TokenLayer, as_map, check_odd, map_to_tokens
 from layerzoo.ops.token_maps import check_count, convolve, pool_tokens, spread_tokens
 
 
@@ -83,5 +83,5 @@ class InceptionMixer(TokenLayer):
     def max_pool(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
         """The largest of the real tokens around each place."""
         x = tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), float("-inf"))
-        x = F.max_pool2d(x.transpose(1, 2).unflatten(2, grid), self.kernel_size, 1, self.kernel_size // 2).flatten(2).transpose(1, 2)
+        x = map_to_tokens(F.max_pool2d(as_map(x, grid), self.kernel_size, 1, self.kernel_size // 2))
         return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)  # where all around is masked
