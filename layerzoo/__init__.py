@@ -10,7 +10,7 @@ _API = {
     "list_models": "layerzoo.models.presets", "list_recipes": "layerzoo.recipe", "list_checkpoints": "layerzoo.hub", "load": "layerzoo.hub",
     "cost": "layerzoo.report.cost", "check_layer": "layerzoo.testing", "Card": "layerzoo.card",
     "Layer": "layerzoo.layers.base", "TokenLayer": "layerzoo.layers.base", "HeadsLayer": "layerzoo.layers.base",
-    "conv_to_attention": "layerzoo.models.convert", "attention_to_conv": "layerzoo.models.convert",
+    "swap": "layerzoo.models.surgery", "fuse": "layerzoo.models.fusion", "conv_to_attention": "layerzoo.models.convert", "attention_to_conv": "layerzoo.models.convert",
     "collect_auxiliary": "layerzoo.ops.auxiliary", "effective_matrix": "layerzoo.report.pattern", "mixing": "layerzoo.report.pattern", "Mixing": "layerzoo.report.pattern",
 }  # name: module, so that `import layerzoo` loads nothing until a name is used
 __all__ = sorted(_API)

@@ -93,7 +93,8 @@ def test_a_module_may_fuse_itself_and_may_stand_in_two_places():
 
 
 @pytest.mark.parametrize("model, shape", [
-    (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), (5, 3)), (nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, affine=False)), (5, 3)),
+    (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), (5, 3)),
+    (nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, affine=False)), (5, 3)),
     (nn.Sequential(nn.Conv1d(3, 4, 3, bias=False), nn.BatchNorm1d(4)), (2, 3, 9)),
     (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="reflect"), nn.BatchNorm2d(4)), (2, 4, 5, 6)),
     (nn.Sequential(nn.Conv3d(3, 4, (1, 2, 3)), nn.BatchNorm3d(4)), (2, 3, 4, 4, 4)),

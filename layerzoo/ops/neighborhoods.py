@@ -136,7 +136,7 @@ def _moved(inside: Tensor, kernel: int, size: int, width: int, before: int) -> T
     query = torch.arange(-(-inside.shape[-1] // size) * size, device=inside.device).unflatten(0, (-1, size))
     start = (query - kernel // 2).minimum(last - kernel).maximum(first).unsqueeze(-1)
     key = query[:, :1, None] - before + torch.arange(width, device=inside.device)
-    return (key >= start) & (key < (start + kernel).minimum(last.unsqueeze(-1)))
+    return (key >= start) & (key < start + kernel)  # beyond the run no key is real
 
 
 def _pairs(rows: Tensor, columns: Tensor) -> Tensor:
