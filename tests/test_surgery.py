@@ -333,3 +333,12 @@ def test_calls_that_are_refused():
         "Keep the image size and drop no patches, or swap again after a change of size.")
     with pytest.raises(ValueError, match=re.escape(message)):
         TokenSlot(layer, 1, (4, 4))(x)
+
+
+def test_prefix_tokens_beside_shared_keys_have_projections_of_their_own():
+    model = lz.create_model("vit_tiny", num_classes=3, img_size=16, options={"dim": 8, "depth": 1, "block": {"num_heads": 2}})
+    spec = {"name": "mhsa", "position": "rope2d", "num_kv_heads": 1}
+    timm_model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=8, num_heads=2, depth=1, num_classes=3)
+    for host, x in ((model, torch.randn(1, 3, 16, 16)), (timm_model, torch.randn(1, 3, 32, 32))):
+        lz.swap(host, spec)
+        assert host(x).shape == (1, 3)

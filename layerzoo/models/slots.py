@@ -39,7 +39,7 @@ class TokenSlot(nn.Module):
             expected = "(H, W), which this layer needs"
             raise bad_value(f"map of {type(layer).__name__}", got="a model without a size", expected=expected, do=do)
         self.num_apart = num_prefix if self.needs_grid and not self._spans_sequence() else 0
-        shares = isinstance(layer, HeadsLayer) and layer.proj.in_features == layer.dim
+        shares = isinstance(layer, HeadsLayer) and (layer.qkv.out_features, layer.proj.in_features) == (3 * layer.dim, layer.dim)
         self.prefix = MHSA(layer.dim, num_heads=num_heads, qkv_bias=qkv_bias) if self.num_apart and not shares else None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
