@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from layerzoo.config import GREY
 from layerzoo.errors import DataRefused, Refusal, bad_value
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 MAX_PIXELS = 2**26  # 201 MB as RGB; a file of 10 kB may claim any size
 
@@ -83,3 +87,19 @@ def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
             f"image {name}", got=f"pixels from {values.min()} to {values.max()}", expected="8 or 16 bits per channel",
             do="Save it as PNG with 8 or 16 bits.", kind=DataRefused)
     return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def images_for(model: nn.Module, paths: list[str]) -> Tensor:
+    """Image files as a batch (B, C, H, W) for a loaded model, cut, and normalised as its manifest says.
+
+    Raises:
+        DataRefused: for a file that is no whole image.
+    """
+    import torch
+
+    images = [read_image(Path(path), path) for path in paths]
+    if (model.manifest["recipe"] or {"data": {"source": ""}})["data"]["source"].startswith(GREY):
+        images = [as_grey(image) for image in images]
+    pixels = np.stack([np.asarray(fit_image(image, model.img_size[0])) for image in images])
+    mean, std = (torch.tensor(model.manifest[key])[:, None, None] for key in ("mean", "std"))
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std

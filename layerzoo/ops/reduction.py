@@ -9,11 +9,16 @@ from torch.nn import functional as F
 from layerzoo.ops.windows import blocks_2d
 
 
-def project(qkv: nn.Linear, num_heads: int, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Parts start to stop (0 queries, 1 keys, 2 values) of a joint projection of x (B, N, C), each (B, h, N, d)."""
-    rows = slice(start * qkv.in_features, stop * qkv.in_features)
-    y = F.linear(x, qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows])
-    return y.unflatten(2, (stop - start, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def parts(qkv: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the queries, and those of keys and values, of a joint projection; split once, so that their gradients are joined."""
+    sizes = qkv.in_features, 2 * qkv.in_features
+    return list(zip(qkv.weight.split(sizes), (None, None) if qkv.bias is None else qkv.bias.split(sizes)))
+
+
+def project(x: Tensor, part: tuple[Tensor, Tensor | None], num_heads: int) -> list[Tensor]:
+    """Queries, or keys and values, each (B, h, N, d), of x (B, N, C)."""
+    joined = F.linear(x, *part).split(x.shape[-1], -1)
+    return [y.unflatten(2, (num_heads, -1)).transpose(1, 2) for y in joined]
 
 
 def whole_cells(x: Tensor, size: int) -> Tensor:

@@ -69,10 +69,10 @@ def bench_into(folder: Path, names: list[str], lengths: list[int], **options: in
     return summary(found)
 
 
-def step_of(layer: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:
-    """A forward and a backward pass of `layer` on random input of `shape`, gradients of input and parameters included."""
+def step_of(layer: nn.Module, shape: tuple[int, ...], memory_format: torch.memory_format = torch.channels_last) -> Callable[[], None]:
+    """A forward and a backward pass of `layer` on random input of `shape`, gradients of input and parameters included; maps have the format."""
     x = torch.randn(shape)
-    x = (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x).requires_grad_()
+    x = (x.contiguous(memory_format=memory_format) if x.ndim == 4 else x).requires_grad_()
     gradient, parameters = torch.randn_like(x), list(layer.parameters())
 
     def step() -> None:
@@ -85,20 +85,24 @@ def step_of(layer: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:
 
 
 def alternate(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, one entry per round; the order is drawn anew each round."""
+    """Seconds of each step, one entry per round; the order is drawn anew each round.
+
+    On one thread they are the processor's, which others that run on the machine disturb least.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     repeats = {}
     for name, step in steps.items():
         step()
-        start = time.perf_counter()
+        start = clock()
         step()
-        repeats[name] = max(1, math.ceil(FEWEST_SECONDS / (time.perf_counter() - start)))
+        repeats[name] = max(1, math.ceil(FEWEST_SECONDS / max(clock() - start, 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name in random.sample(list(steps), len(steps)):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats[name]):
                 steps[name]()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            times[name].append((clock() - start) / repeats[name])
     return times
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,62 +18,18 @@ from layerzoo.downsample.base import squarest
 from layerzoo.registry import FFNS, LAYERS
 from layerzoo.report.bench_layers import alternate, peak_mib, step_of
 from layerzoo.report.measured import write_rows
+from layerzoo.report.peer import DIM, HEADS, Called, Peer, first, with_output
+from layerzoo.report.vision_peers import VISION_PEERS
 
-DIM, HEADS = 256, 4
 OURS = "layerzoo"
-
-
-class Called(nn.Module):
-    """A peer as a module of one input and one output.
-
-    Args:
-        module: the peer.
-        call: how it maps (B, N, C) to (B, N, C); None = as it is.
-    """
-
-    def __init__(self, module: nn.Module, call: Callable[[nn.Module, Tensor], Tensor] | None = None):
-        super().__init__()
-        self.module, self.call = module, call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x) if self.call is None else self.call(self.module, x)
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A public implementation and the layer it is measured against.
-
-    Fields:
-        package: its name in the index.
-        module: where it is imported from.
-        make: (that module, N) to the peer.
-        layer: ours.
-        options: of ours, which make it the same computation as far as the peer's allow.
-        maps: whether the peer takes maps (B, C, H, W).
-    """
-
-    package: str
-    module: str
-    make: Callable[[object, int], nn.Module]
-    layer: str
-    options: dict = field(default_factory=dict)
-    maps: bool = False
-
-
-def _first(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)[0]
-
-
-def _with_output(attention: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
-    """transformers keeps the output projection of its self-attention in another module: one is added, as ours has it."""
-    return Called(nn.ModuleList([attention, nn.Linear(DIM, DIM)]), lambda parts, x: parts[1](call(parts[0], x)))
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 def _nystromformer(m: object, n: int) -> nn.Module:
     config = m.NystromformerConfig(
         hidden_size=DIM, num_attention_heads=HEADS, num_landmarks=64, segment_means_seq_len=n, conv_kernel_size=33, attention_probs_dropout_prob=0.0)
     attention = importlib.import_module("transformers.models.nystromformer.modeling_nystromformer").NystromformerSelfAttention
-    return _with_output(attention(config), _first)
+    return with_output(attention(config), first)
 
 
 def _longformer(m: object, n: int) -> nn.Module:
@@ -86,7 +40,7 @@ def _longformer(m: object, n: int) -> nn.Module:
         masked = torch.zeros(x.shape[:2], dtype=torch.bool)
         return module(x, attention_mask=masked.float(), is_index_masked=masked, is_index_global_attn=masked, is_global_attn=False)[0]
 
-    return _with_output(attention(config, 0), call)
+    return with_output(attention(config, 0), call)
 
 
 def _bigbird(m: object, n: int) -> nn.Module:
@@ -99,7 +53,7 @@ def _bigbird(m: object, n: int) -> nn.Module:
         blocks, band, asking, asked = models.BigBirdModel.create_masks_for_block_sparse_attn(torch.ones(x.shape[:2]), 64)
         return module(x, band, asking, asked, blocks, blocks)[0]
 
-    return _with_output(models.BigBirdBlockSparseAttention(config, seed=0), call)
+    return with_output(models.BigBirdBlockSparseAttention(config, seed=0), call)
 
 
 def _reformer(m: object, n: int) -> nn.Module:
@@ -107,7 +61,7 @@ def _reformer(m: object, n: int) -> nn.Module:
         hidden_size=DIM, num_attention_heads=HEADS, attention_head_size=DIM // HEADS, lsh_attn_chunk_length=64, num_hashes=4, is_decoder=False,
         lsh_attention_probs_dropout_prob=0.0)
     attention = importlib.import_module("transformers.models.reformer.modeling_reformer").LSHSelfAttention
-    return _with_output(attention(config), lambda module, x: module(x).hidden_states)
+    return with_output(attention(config), lambda module, x: module(x).hidden_states)
 
 
 def _compressive(m: object, n: int) -> nn.Module:
@@ -146,7 +100,7 @@ PEERS = [
          {"num_heads": HEADS, "num_hashes": 4}),
     Peer("transformers", "transformers", _reformer, "reformer", {"num_heads": HEADS, "num_hashes": 4}),
     Peer("routing-transformer", "routing_transformer.routing_transformer",
-         lambda m, n: Called(m.SelfAttention(DIM, 1, n, HEADS, 0, 64), _first), "routing", {"num_heads": HEADS}),
+         lambda m, n: Called(m.SelfAttention(DIM, 1, n, HEADS, 0, 64), first), "routing", {"num_heads": HEADS}),
     Peer("nystrom-attention", "nystrom_attention",
          lambda m, n: m.NystromAttention(DIM, **_HEADS, num_landmarks=64, pinv_iterations=6, residual=True), "nystrom",
          _PLAIN | {"num_landmarks": 64, "num_iterations": 6, "conv_kernel": 33}),
@@ -166,7 +120,7 @@ PEERS = [
          {"num_heads": HEADS, "segment_length": 4096, "memory_length": 4096}),
     Peer("product-key-memory", "product_key_memory", lambda m, n: m.PKM(DIM, heads=HEADS, num_keys=128, topk=32, dim_head=DIM // HEADS),
          "product_key_memory", {"num_heads": HEADS, "num_keys": 128, "top_k": 32}),
-    Peer("mixture-of-experts", "mixture_of_experts", lambda m, n: Called(m.MoE(DIM, num_experts=4, hidden_dim=4 * DIM), _first), "gshard_moe",
+    Peer("mixture-of-experts", "mixture_of_experts", lambda m, n: Called(m.MoE(DIM, num_experts=4, hidden_dim=4 * DIM), first), "gshard_moe",
          {"num_experts": 4}),
     Peer("x-transformers", "x_transformers.x_transformers", lambda m, n: m.Attention(DIM, **_HEADS, flash=True), "mhsa", _PLAIN),
     Peer("vit-pytorch", "vit_pytorch.vit", lambda m, n: m.Attention(DIM, **_HEADS), "mhsa", _PLAIN),
@@ -174,7 +128,7 @@ PEERS = [
     Peer("timm", "timm.models.xcit", lambda m, n: m.XCA(DIM, num_heads=HEADS), "xcit", _PLAIN),
     Peer("timm", "timm.models.efficientvit_mit", lambda m, n: m.LiteMLA(DIM, DIM, dim=DIM // HEADS, scales=(5,)), "relu_linear",
          _PLAIN | {"kernel_sizes": (5,)}, maps=True),
-    Peer("isab-pytorch", "isab_pytorch", lambda m, n: Called(m.ISAB(dim=DIM, heads=HEADS, num_latents=64), _first), "set_attention",
+    Peer("isab-pytorch", "isab_pytorch", lambda m, n: Called(m.ISAB(dim=DIM, heads=HEADS, num_latents=64), first), "set_attention",
          _PLAIN | {"num_landmarks": 64}),
     Peer("perceiver-pytorch", "perceiver_pytorch.perceiver_pytorch", _perceiver, "perceiver",
          _PLAIN | {"num_latents": 64, "depth": 0, "latent_dim": DIM}),
@@ -183,19 +137,35 @@ PEERS = [
 ]
 
 
-def compare(peer: Peer, length: int, batch: int, rounds: int) -> tuple[list[float], list[float], float]:
-    """Ratios of our time to the peer's, of our time to our own again (the error of measurement), and of peak bytes.
+def pair(peer: Peer, length: int) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    """Our layer and the peer as modules of one input, in eval mode, and the shape of that input for one sample.
 
     Raises:
         ImportError: where the peer is not installed.
     """
     grid = squarest(length)
     torch.manual_seed(0)
-    theirs = peer.make(importlib.import_module(peer.module), length).eval()
+    theirs = Called(peer.make(importlib.import_module(peer.module), length))
     room = FFNS if peer.layer in FFNS.names() else LAYERS
-    ours = room.create(peer.layer, DIM, defaults={"grid": grid}, **peer.options).eval()
-    shape = (batch, DIM, *grid) if peer.maps else (batch, length, DIM)
-    steps = {OURS: step_of(ours, shape), "again": step_of(ours, shape), "peer": step_of(theirs, shape)}
+    ours = room.create(peer.layer, DIM, defaults={"grid": grid}, **peer.options)
+    if not peer.maps and room.card(peer.layer).needs_grid:
+        ours = Called(ours, lambda layer, x: layer(x, grid=grid))
+    for module in (ours, theirs):
+        module.eval()
+    return ours, theirs, (1, DIM, *grid) if peer.maps else (1, length, DIM)
+
+
+def compare(
+    peer: Peer, length: int, batch: int, rounds: int, memory_format: torch.memory_format = torch.channels_last,
+) -> tuple[list[float], list[float], float]:
+    """Ratios of our time to the peer's, of our time to our own again (the error of measurement), and of peak bytes.
+
+    Raises:
+        ImportError: where the peer is not installed.
+    """
+    ours, theirs, shape = pair(peer, length)
+    modules = {OURS: ours, "again": ours, "peer": theirs}
+    steps = {name: step_of(module, (batch, *shape[1:]), memory_format) for name, module in modules.items()}
     times = alternate(steps, rounds)
     ratio, control = ([a / b for a, b in zip(times[OURS], times[name])] for name in ("peer", "again"))
     return ratio, control, peak_mib(steps[OURS]) / peak_mib(steps["peer"])
@@ -208,24 +178,26 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
     for option, default in {"batch": 1, "rounds": 7, "threads": 2}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--format", choices=FORMATS, default="channels_last", help="of maps; with contiguous, peers of tokens are left out")
     parser.add_argument("--out", type=Path, help="a .csv for the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
-    print(f"{'layer':22}{'peer':34}{'N':>6}  {'time':>5} [quartiles]      {'again':>6}  {'memory':>6}")
-    for peer in PEERS:
-        for length in args.lengths if not args.layers or peer.layer in args.layers else ():
+    print(f"{'layer':27} {'peer':31}{'N':>6}  {'time':>5} [quartiles]      {'again':>6}  {'memory':>6}")
+    for peer in (*PEERS, *VISION_PEERS):
+        wanted = (not args.layers or peer.layer in args.layers) and (peer.maps or args.format == "channels_last")
+        for length in args.lengths if wanted else ():
             try:
-                ratio, control, memory = compare(peer, length, args.batch, args.rounds)
+                ratio, control, memory = compare(peer, length, args.batch, args.rounds, FORMATS[args.format])
             except ImportError as error:
-                print(f"{peer.layer:22}{peer.package:34}{length:6}  not installed: {error}")
+                print(f"{peer.layer:27} {peer.package:31}{length:6}  not installed: {error}")
                 continue
             low, middle, high = statistics.quantiles(ratio, n=4, method="inclusive")
             rows.append({
                 "layer": peer.layer, "package": peer.package, "length": length, "time": f"{middle:.3f}", "q1": f"{low:.3f}", "q3": f"{high:.3f}",
                 "memory": f"{memory:.3f}"})
             print(
-                f"{peer.layer:22}{peer.package:34}{length:6}  {middle:5.2f} [{low:.2f}, {high:.2f}]    {statistics.median(control):6.2f}  {memory:6.2f}",
+                f"{peer.layer:27} {peer.package:31}{length:6}  {middle:5.2f} [{low:.2f}, {high:.2f}]    {statistics.median(control):6.2f}  {memory:6.2f}",
                 flush=True)
     if rows:
         medians = [float(row["time"]) for row in rows]

@@ -28,7 +28,7 @@ def draw(path: str, grid: tuple[int, int] = (16, 16), dim: int = 32) -> None:
     import matplotlib.pyplot as plt
 
     names = LAYERS.names()
-    columns = 8
+    columns = 12
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 2.0 * rows), layout="constrained")
     for axis in axes.flat:

@@ -9,7 +9,7 @@ from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer, check_odd, map_to_tokens
 from layerzoo.ops.attention import attend
 from layerzoo.ops.linear_recurrence import full_precision
-from layerzoo.ops.reduction import project
+from layerzoo.ops.reduction import parts, project
 from layerzoo.ops.sampling import sample
 from layerzoo.ops.token_maps import check_count
 from layerzoo.ops.windows import blocks_2d
@@ -77,10 +77,11 @@ class DeformableAttention(HeadsLayer):
             self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(self.num_heads, 2 * reach + 1, 2 * reach + 1), std=0.02))
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        (q,) = project(self.qkv, self.num_heads, tokens, 0, 1)
+        asks, hears = parts(self.qkv)
+        (q,) = project(tokens, asks, self.num_heads)
         points, seen = self.points(q, grid, mask)
         sampled = sample(self.groups(tokens, grid), points.flatten(0, 1)).unflatten(0, points.shape[:2]).flatten(1, 2)
-        k, v = project(self.qkv, self.num_heads, sampled.transpose(1, 2), 1, 3)
+        k, v = project(sampled.transpose(1, 2), hears, self.num_heads)
         return self.merge(attend(q, k, v, seen, None if self.reach is None else self.bias(points, grid)))
 
     def groups(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.neighborhoods import around, attend_windows, hidden, real_places, seen_block, table_scores
-from layerzoo.ops.reduction import project
+from layerzoo.ops.reduction import parts, project
 from layerzoo.ops.token_maps import check_count
 from layerzoo.ops.windows import blocks_2d, windows_2d
 from layerzoo.positions.relative_bias import RelativeBias
@@ -89,4 +89,4 @@ class FocalAttention(HeadsLayer):
 
     def pooled(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, h, n, d) of the windows (B, n, places, C), pooled."""
-        return project(self.qkv, self.num_heads, self.pool(places.mT).squeeze(-1), 1, 3)
+        return project(self.pool(places.mT).squeeze(-1), parts(self.qkv)[1], self.num_heads)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from layerzoo.card import Card
 from layerzoo.layers.base import HeadsLayer, as_map, map_to_tokens
 from layerzoo.ops.attention import attend
-from layerzoo.ops.reduction import masked_pool, project, seen_cells, whole_cells
+from layerzoo.ops.reduction import masked_pool, parts, project, seen_cells, whole_cells
 from layerzoo.ops.token_maps import check_count
 
 
@@ -63,7 +63,7 @@ class SpatialReduction(HeadsLayer):
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         cells, seen = self.reduce(tokens, grid, mask)
-        (q,), (k, v) = project(self.qkv, self.num_heads, tokens, 0, 1), project(self.qkv, self.num_heads, cells, 1, 3)
+        (q,), (k, v) = (project(x, part, self.num_heads) for x, part in zip((tokens, cells), parts(self.qkv)))
         return self.merge(attend(q, k, v, seen))
 
     def reduce(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

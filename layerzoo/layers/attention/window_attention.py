@@ -86,7 +86,10 @@ def _regions(grid: tuple[int, int], shift: tuple[int, int], device: torch.device
 def _cut(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
     """A map (B, H, W, C), padded and rolled, in windows: (B * windows, places, C)."""
     pad_rows, pad_cols = -x.shape[1] % window[0], -x.shape[2] % window[1]
-    x = F.pad(x, (0, 0, 0, pad_cols, 0, pad_rows)).roll((-shift[0], -shift[1]), (1, 2))
+    if pad_rows or pad_cols:  # by nothing, both would copy
+        x = F.pad(x, (0, 0, 0, pad_cols, 0, pad_rows))
+    if any(shift):
+        x = x.roll((-shift[0], -shift[1]), (1, 2))
     return x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0])).transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
@@ -94,4 +97,5 @@ def _join(windows: Tensor, grid: tuple[int, int], window: tuple[int, int], shift
     """The inverse of `_cut`, without the padding: (B, H * W, C)."""
     down, across = (-(-side // w) for side, w in zip(grid, window))
     x = windows.unflatten(1, window).unflatten(0, (-1, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return x.roll(shift, (1, 2))[:, : grid[0], : grid[1]].flatten(1, 2).contiguous()
+    x = x.roll(shift, (1, 2)) if any(shift) else x
+    return x[:, : grid[0], : grid[1]].flatten(1, 2).contiguous()

@@ -53,4 +53,5 @@ class PartialConv(Layer):
         self.conv = nn.Conv2d(self.convolved, self.convolved, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def mix(self, x: Tensor) -> Tensor:
-        return torch.cat([self.conv(x[:, : self.convolved]), x[:, self.convolved:]], 1)
+        convolved, kept = x.split((self.convolved, self.dim - self.convolved), 1)  # whose gradients are joined; those of slices are zeros added up
+        return torch.cat([self.conv(convolved), kept], 1)
