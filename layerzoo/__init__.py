@@ -11,6 +11,7 @@ _API = {
     "cost": "layerzoo.report.cost", "check_layer": "layerzoo.testing", "Card": "layerzoo.card",
     "Layer": "layerzoo.layers.base", "TokenLayer": "layerzoo.layers.base", "HeadsLayer": "layerzoo.layers.base",
     "swap": "layerzoo.models.surgery", "fuse": "layerzoo.models.fusion", "conv_to_attention": "layerzoo.models.convert", "attention_to_conv": "layerzoo.models.convert",
+    "from_timm": "layerzoo.models.port",
     "collect_auxiliary": "layerzoo.ops.auxiliary", "effective_matrix": "layerzoo.report.pattern", "mixing": "layerzoo.report.pattern", "Mixing": "layerzoo.report.pattern",
 }  # name: module, so that `import layerzoo` loads nothing until a name is used
 __all__ = sorted(_API)

@@ -161,8 +161,9 @@ class _Checker:
             raise self.unknown_value(("model", "name"), model.name, "model", list_models(), "`layerzoo list models` lists all.")
         kind = PRESETS[model.name](recipe.data.img_size)["model"]
         whole = _table("classic", "WHOLE_BLOCKS") if kind == "pyramid" else {}
+        own = {"block": "dict"} if kind == "pyramid" else {}
         parts = {
-            "layer": _room(LAYERS) | whole, "ffn": _room(FFNS) | {"none": dict}, "position": _room(POSITIONS),
+            "layer": _room(LAYERS, own) | whole, "ffn": _room(FFNS) | {"none": dict}, "position": _room(POSITIONS, {"after": "str"}),
             "downsample": _room(DOWNSAMPLES), "stem": _table("stem", "STEMS")}
         for key in SPECS:
             self.spec(getattr(model, key), ("model", key), key, parts[key])
@@ -171,7 +172,7 @@ class _Checker:
         whole_model = read_options(_MODELS / f"{kind}.py", kind.title())
         if kind == "isotropic":
             whole_model["dim"] = "int"  # read_options leaves out what a model gives its parts
-        block, head = read_options(_MODELS / "block.py", "Block"), read_options(_MODELS / "head.py", "Head") | {"norm": "str"}
+        block, head = read_options(_MODELS / "block.py", "Block"), read_options(_MODELS / "head.py", "Head") | {"norm": "str | dict"}
         at, options = ("model", "options"), model.options
         for path, values, what, takes in (
             (at, options, f"an option of {kind} models", whole_model), ((*at, "block"), options.get("block"), "an option of blocks", block),
@@ -277,8 +278,9 @@ def _same(given: object, parsed: object) -> bool:
     return type(given) is type(parsed) and given == parsed
 
 
-def _room(room: Room) -> dict[str, Callable[[], dict]]:
-    return {name: lambda name=name: room.options(name) for name in room.names()}
+def _room(room: Room, more: dict[str, str] = {}) -> dict[str, Callable[[], dict]]:  # noqa: B006  never changed
+    """Names and how to read their options; `more` are those that the model takes out of the entry itself."""
+    return {name: lambda name=name: room.options(name) | more for name in room.names()}
 
 
 def _table(module: str, table: str) -> dict[str, Callable[[], dict]]:

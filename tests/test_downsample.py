@@ -106,8 +106,12 @@ def test_channels_are_checked(name):
 
 
 def test_norm_is_checked():
-    with pytest.raises(ValueError, match=re.escape("norm: got 'group', expected one of layer, batch, none. Choose one of these.")):
-        DOWNSAMPLES.create("conv_stride", 8, 16, norm="group")
+    with pytest.raises(ValueError, match=re.escape("norm: got 'instance', expected one of layer, group, batch, none. Choose one of these.")):
+        DOWNSAMPLES.create("conv_stride", 8, 16, norm="instance")
+    with pytest.raises(ValueError, match=re.escape("options of a norm: got name, epsilon, expected name and eps alone. Leave the others out.")):
+        DOWNSAMPLES.create("conv_stride", 8, 16, pre_norm={"name": "layer", "epsilon": 1e-6})
+    with pytest.raises(ValueError, match=re.escape("kernel_size: got 4, expected one of 3, 2. Choose one of these.")):
+        DOWNSAMPLES.create("conv_stride", 8, 16, kernel_size=4)
 
 
 def test_the_formula_is_the_subclass_s():

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layerzoo.layers.base import check_choice
+from layerzoo.ops.norms import create_norm
 from layerzoo.registry import FFNS, LAYERS
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a map (B, C, H, W); a view away from the token form if x is channels_last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 class DropPath(nn.Module):
@@ -42,42 +35,37 @@ class LayerScale(nn.Module):
         return x * self.scale
 
 
-def create_norm(name: str, dim: int) -> nn.Module:
-    """A norm of maps: "layer" (over channels), "group" (one group: over the whole sample), "batch" or "none"."""
-    check_choice("norm", name, ("layer", "group", "batch", "none"))
-    makers = {"layer": LayerNorm2d, "group": lambda d: nn.GroupNorm(1, d), "batch": nn.BatchNorm2d, "none": lambda d: nn.Identity()}
-    return makers[name](dim)
-
-
 class Block(nn.Module):
     """x + drop_path(scale layer(norm(x))), then x + drop_path(scale ffn(norm(x))), on maps (B, C, H, W).
 
-    With post_norm the norm follows the sum, as in the first Transformer: norm(x + drop_path(scale layer(x))), and so on.
+    With post_norm the norm follows the sum, as in the first Transformer: norm(x + drop_path(scale layer(x))), and so on; with
+    post_norm="branch" it ends the branch, as in Swin V2: x + drop_path(scale norm(layer(x))).
 
     Args:
         dim: channels C.
         layer: name, {"name": ..., option: ...} or class.
         ffn: the same for the per-position unit, or "none".
-        norm: "layer", "group", "batch" or "none".
+        norm: "layer", "group", "batch" or "none"; or {"name": ..., "eps": ...}.
         drop_path: probability of dropping a branch.
         layer_scale: initial residual scale; None = no scale.
         num_heads: heads, for layers that take the option and are not given it.
         grid: (H, W) of the map, for layers that take the option and are not given it.
         position: "rope2d" or "relative_bias", for layers that take the option; None = the layer's own.
-        post_norm: normalise the sum, not the branch's input.
+        post_norm: normalise the sum (True) or the end of the branch ("branch"), not the branch's input.
         dropout: probability of dropping a value of a branch's output.
     Raises:
         ValueError: for unknown names and options.
     """
 
     def __init__(
-        self, dim: int, *, layer: str | dict | type, ffn: str | dict | type = "mlp", norm: str = "layer", drop_path: float = 0.0,
+        self, dim: int, *, layer: str | dict | type, ffn: str | dict | type = "mlp", norm: str | dict = "layer", drop_path: float = 0.0,
         layer_scale: float | None = None, num_heads: int | None = None, grid: tuple[int, int] | None = None, position: str | None = None,
-        post_norm: bool = False, dropout: float = 0.0,
+        post_norm: bool | str = False, dropout: float = 0.0,
     ):
         super().__init__()
         defaults = {k: v for k, v in {"num_heads": num_heads, "grid": grid}.items() if v is not None}
         options = {} if position is None else {"position": position}
+        check_choice("post_norm", post_norm, (False, True, "branch"))
         self.post_norm = post_norm
         self.norm = create_norm(norm, dim)
         self.layer = LAYERS.create(layer, dim, defaults=defaults, **options)
@@ -90,14 +78,16 @@ class Block(nn.Module):
             self.ffn = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.post_norm:
-            x = self.norm(x + self.layer_branch(self.layer(x)))
-            return x if self.ffn is None else self.ffn_norm(x + self.ffn_branch(self.ffn(x)))
-        x = x + self.layer_branch(self.layer(self.norm(x)))
-        return x if self.ffn is None else x + self.ffn_branch(self.ffn(self.ffn_norm(x)))
+        x = self._add(x, self.layer, self.norm, self.layer_branch)
+        return x if self.ffn is None else self._add(x, self.ffn, self.ffn_norm, self.ffn_branch)
+
+    def _add(self, x: Tensor, unit: nn.Module, norm: nn.Module, branch: nn.Module) -> Tensor:
+        if self.post_norm == "branch":
+            return x + branch(norm(unit(x)))
+        return norm(x + branch(unit(x))) if self.post_norm else x + branch(unit(norm(x)))
 
 
-def create_block(layer: str | dict | type, dim: int, *, ffn: str | dict | type = "mlp", norm: str = "layer", drop_path: float = 0.0,
+def create_block(layer: str | dict | type, dim: int, *, ffn: str | dict | type = "mlp", norm: str | dict = "layer", drop_path: float = 0.0,
                  layer_scale: float | None = None, num_heads: int | None = None, grid: tuple[int, int] | None = None) -> Block:
     """A residual unit around a layer; see Block for the arguments."""
     return Block(dim, layer=layer, ffn=ffn, norm=norm, drop_path=drop_path, layer_scale=layer_scale, num_heads=num_heads, grid=grid)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerzoo.models.block import DropPath, LayerNorm2d, LayerScale
+from layerzoo.models.block import DropPath, LayerScale
+from layerzoo.ops.norms import create_norm
+from layerzoo.registry import LAYERS
 
 
 def _conv(dim_in: int, dim: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -14,23 +16,30 @@ def _conv(dim_in: int, dim: int, kernel_size: int, stride: int = 1, groups: int 
     return nn.Sequential(conv, nn.BatchNorm2d(dim))
 
 
-class Basic(nn.Module):
-    """Two 3x3 convolutions with a shortcut (ResNet-18, arXiv 1512.03385). (B, dim_in, H, W) -> (B, dim, H/stride, W/stride)."""
+class Residual(nn.Module):
+    """A branch of convolutions with a shortcut, which starts as the shortcut alone."""
 
     strided = True
 
-    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0):
+    def __init__(self, branch: nn.Sequential, dim_in: int, dim: int, stride: int, drop_path: float):
         super().__init__()
-        self.branch = nn.Sequential(_conv(dim_in, dim, 3, stride), nn.ReLU(), _conv(dim, dim, 3))
+        self.branch = branch
         self.shortcut = nn.Identity() if dim_in == dim and stride == 1 else _conv(dim_in, dim, 1, stride)
         self.drop_path = DropPath(drop_path)
-        nn.init.zeros_(self.branch[-1][1].weight)  # each block starts as its shortcut
+        nn.init.zeros_(self.branch[-1][1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.shortcut(x) + self.drop_path(self.branch(x)))
 
 
-class Bottleneck(Basic):
+class Basic(Residual):
+    """Two 3x3 convolutions with a shortcut (ResNet-18, arXiv 1512.03385). (B, dim_in, H, W) -> (B, dim, H/stride, W/stride)."""
+
+    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0):
+        super().__init__(nn.Sequential(_conv(dim_in, dim, 3, stride), nn.ReLU(), _conv(dim, dim, 3)), dim_in, dim, stride, drop_path)
+
+
+class Bottleneck(Residual):
     """1x1, 3x3 and 1x1 convolutions with a shortcut (ResNet-50, arXiv 1512.03385; stride in the 3x3).
 
     Args:
@@ -38,10 +47,9 @@ class Bottleneck(Basic):
     """
 
     def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, reduction: int = 4):
-        super().__init__(dim_in, dim, stride=stride, drop_path=drop_path)
         mid = dim // reduction
-        self.branch = nn.Sequential(_conv(dim_in, mid, 1), nn.ReLU(), _conv(mid, mid, 3, stride), nn.ReLU(), _conv(mid, dim, 1))
-        nn.init.zeros_(self.branch[-1][1].weight)
+        branch = nn.Sequential(_conv(dim_in, mid, 1), nn.ReLU(), _conv(mid, mid, 3, stride), nn.ReLU(), _conv(mid, dim, 1))
+        super().__init__(branch, dim_in, dim, stride, drop_path)
 
 
 class SqueezeExcite(nn.Module):
@@ -83,15 +91,20 @@ class ConvNeXt(nn.Module):
 
     Args:
         layer_scale: initial residual scale.
+        layer: any layer in place of the convolution, as in MetaNeXt (arXiv 2303.16900).
+        norm: what Block takes.
+        mlp_ratio: hidden channels over dim.
     """
 
     strided = False
 
-    def __init__(self, dim_in: int, dim: int, *, drop_path: float = 0.0, layer_scale: float = 1e-6, kernel_size: int = 7):
+    def __init__(self, dim_in: int, dim: int, *, drop_path: float = 0.0, layer_scale: float = 1e-6, kernel_size: int = 7,
+                 layer: str | dict | None = None, norm: str | dict = "layer", mlp_ratio: float = 4.0):
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-        self.norm = LayerNorm2d(dim)
-        self.expand, self.reduce = nn.Conv2d(dim, 4 * dim, 1), nn.Conv2d(4 * dim, dim, 1)
+        hidden = int(mlp_ratio * dim)
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim) if layer is None else LAYERS.create(layer, dim)
+        self.norm = create_norm(norm, dim)
+        self.expand, self.reduce = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
         self.scale, self.drop_path = LayerScale(dim, layer_scale), DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

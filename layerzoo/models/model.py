@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from layerzoo.errors import bad_value
-from layerzoo.models.block import create_norm
+from layerzoo.layers.base import check_choice
 from layerzoo.models.head import Head
 from layerzoo.models.stem import create_stem
+from layerzoo.ops.norms import create_norm
 from layerzoo.registry import POSITIONS
 
 
@@ -19,8 +20,10 @@ class Model(nn.Module):
         config: the arguments that rebuild this model, plain values, with "model" naming the class.
         dim: channels of the first map.
         num_features: channels of the last map.
-        head: {"pool": ..., "norm": ..., "scale": ..., "dropout": ...}; norm is that of the last map.
+        head: options of Head, and "norm": that of the last map.
     """
+
+    where_positions_go = ("stem",)
 
     def __init__(self, config: dict, dim: int, num_features: int, head: dict):
         super().__init__()
@@ -29,8 +32,9 @@ class Model(nn.Module):
         self.img_size, self.num_classes, self.num_features = tuple(size), config["num_classes"], num_features
         self.stem = create_stem(config["stem"], self.in_chans, dim)
         grid = tuple(-(-side // self.stem.stride) for side in size)
-        absolute, self.inner_position = split_position(config["position"])
-        self.position = POSITIONS.create(absolute, dim, defaults={"grid": grid})
+        self.stem_width = getattr(self.stem, "width", dim)
+        absolute, self.stage_position, self.inner_position = split_position(config["position"], self.where_positions_go)
+        self.position = POSITIONS.create(absolute, self.stem_width, defaults={"grid": grid})
         self.stages = nn.ModuleList()
         self.norm = create_norm(head.get("norm", "layer"), num_features)
         self.head = Head(num_features, self.num_classes, **{k: v for k, v in head.items() if k != "norm"})
@@ -71,13 +75,18 @@ class Model(nn.Module):
         wanted = self._stage_indices(indices)
         if output_fmt not in ("NCHW", "NLC"):
             raise bad_value("output_fmt", got=repr(output_fmt), expected="NCHW or NLC", do="Choose one of these.")
+        size = x.shape[2:]
         maps, x = [], self._start(x)
         for i, stage in enumerate(self.stages[: max(wanted, default=-1) + 1] if stop_early else self.stages):
             x = stage(x)
             if i in wanted:
-                y = self.norm(x) if norm and x.shape[1] == self.num_features else x
+                y = self.as_map(self.norm(x) if norm and x.shape[1] == self.num_features else x, size)
                 maps.append(y if output_fmt == "NCHW" else y.flatten(2).transpose(1, 2))
         return maps if intermediates_only else (self.norm(x), maps)
+
+    def as_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a stage gives, as the map (B, C, H', W') of an image of `size`."""
+        return x
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new head for `num_classes`; 0 = pooled features."""
@@ -106,10 +115,14 @@ class Model(nn.Module):
         return {i % count for i in listed}
 
 
-def split_position(spec: str | dict) -> tuple[str | dict, str | None]:
-    """An encoding added after the stem, and one that attention layers apply themselves (rotary, bias)."""
-    name = spec if isinstance(spec, str) else spec.get("name")
-    return (spec, None) if POSITIONS.find(name).kind == "absolute" else ("none", name)
+def split_position(spec: str | dict, places: tuple[str, ...]) -> tuple[str | dict, str | dict, str | None]:
+    """An encoding added after the stem, one added in every stage, and one that attention layers apply themselves (rotary, bias)."""
+    spec = dict(spec) if isinstance(spec, dict) else {"name": spec}
+    after = spec.pop("after", "stem")
+    check_choice("after, of a position", after, places)
+    if POSITIONS.find(spec.get("name")).kind != "absolute":
+        return "none", "none", spec["name"]
+    return (spec, "none", None) if after == "stem" else ("none", spec, None)
 
 
 def drop_path_rates(drop_path: float, depth: int) -> list[float]:

@@ -14,10 +14,11 @@ class Pyramid(Model):
         dims: channels of each stage.
         depths: blocks of each stage.
         layer: a layer or classic block (basic, bottleneck, mbconv, convnext, airbench); or a list with one entry per stage,
-            where an entry may itself be a list, cycled over the blocks of the stage.
+            where an entry may itself be a list, cycled over the blocks of the stage. A layer's "block" has options of its own Block.
         ffn: per-position unit of the blocks around layers; or a list with one entry per stage.
         downsample: between stages, which lowers the resolution.
-        position: encoding after the stem, or "rope2d" | "relative_bias" for layers that take one.
+        position: encoding after the stem, with {"name": ..., "after": "block"} after the first block of each stage; or "rope2d" |
+            "relative_bias" for layers that take one.
         stem: stem name or dict.
         head: options of Head, and norm: that of the last map.
         block: further options of Block: norm, drop_path (of the last block), layer_scale, num_heads.
@@ -26,6 +27,8 @@ class Pyramid(Model):
     Raises:
         ValueError: for unknown names and options, and for lists that do not have one entry per stage.
     """
+
+    where_positions_go = ("stem", "block")
 
     def __init__(
         self, *, dims: list[int], depths: list[int], layer: str | dict | type | list, ffn: str | dict | type | list = "mlp",
@@ -39,11 +42,11 @@ class Pyramid(Model):
         super().__init__(config, dims[0], dims[-1], head or {})
         options = dict(block or {})
         rates = drop_path_rates(options.pop("drop_path", 0.0), sum(depths))
-        dim_in, grid = dims[0], self.grid
+        dim_in, grid = self.stem_width, self.grid
         for i, (dim, depth) in enumerate(zip(dims, depths)):
             here = {"ffn": ffn[i] if isinstance(ffn, list) else ffn, "position": self.inner_position} | options
             stage = Stage(
                 dim_in, dim, layer=layer[i] if isinstance(layer, list) else layer, rates=rates[sum(depths[:i]): sum(depths[: i + 1])],
-                downsample=downsample if i else None, grid=grid, options=here)
+                downsample=downsample if i else None, grid=grid, options=here, position=self.stage_position)
             self.stages.append(stage)
             dim_in, grid = dim, stage.grid

@@ -8,25 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerzoo.errors import unknown_name
-from layerzoo.models.block import LayerNorm2d
+from layerzoo.errors import bad_value, unknown_name
+from layerzoo.layers.base import check_choice
+from layerzoo.ops.norms import create_norm
 
 
 class Patchify(nn.Module):
-    """Non-overlapping patches, linearly embedded (ViT, arXiv 2010.11929); sides that do not divide are padded with zeros.
+    """Patches, linearly embedded (ViT, arXiv 2010.11929); sides that do not divide are padded with zeros.
 
     Args:
         in_chans: channels of the image.
         dim: channels of the map.
         patch_size: side of a patch in pixels.
-        norm: LayerNorm after the embedding, as Swin and ConvNeXt have it.
+        norm: after the embedding: False = none, True = "layer", as in Swin and ConvNeXt, or what Block takes.
+        kernel_size: side of what is embedded, in pixels; None = patch_size. More, and patches overlap, as in PoolFormer and PVT v2.
+        padding: zeros around the image, in pixels.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, patch_size: int = 16, norm: bool = False):
+    def __init__(
+        self, in_chans: int, dim: int, *, patch_size: int = 16, norm: bool | str | dict = False, kernel_size: int | None = None, padding: int = 0,
+    ):
         super().__init__()
+        side = patch_size if kernel_size is None else kernel_size
+        if not side - patch_size <= 2 * padding < side:
+            expected = f"{max(0, side - patch_size + 1) // 2} to {(side - 1) // 2}, with which each patch gives one place"
+            raise bad_value("padding of the patches", got=padding, expected=expected, do="Choose one of these for this kernel_size.")
         self.stride = patch_size
-        self.embed = nn.Conv2d(in_chans, dim, patch_size, patch_size)
-        self.norm = LayerNorm2d(dim) if norm else nn.Identity()
+        self.embed = nn.Conv2d(in_chans, dim, side, patch_size, padding)
+        self.norm = create_norm({False: "none", True: "layer"}[norm] if isinstance(norm, bool) else norm, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -39,16 +48,20 @@ class OverlapConv(nn.Module):
 
     Args:
         stride: total stride, a power of two; 1 = one convolution at full resolution.
+        act: "gelu", or "relu" as in EfficientFormer (arXiv 2206.01191).
+        proj: the last convolution.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, stride: int = 4):
+    def __init__(self, in_chans: int, dim: int, *, stride: int = 4, act: str = "gelu", proj: bool = True):
         super().__init__()
+        check_choice("act", act, ("gelu", "relu"))
         self.stride = stride
         steps = max(1, int(math.log2(stride)))
         dims = [in_chans, *(max(dim // 2 ** (steps - 1 - i), 8) for i in range(steps - 1)), dim]
+        kind = nn.GELU if act == "gelu" else nn.ReLU
         self.convs = nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), nn.GELU()) for a, b in zip(dims, dims[1:])))
-        self.proj = nn.Conv2d(dim, dim, 3, 1, 1)
+            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), kind()) for a, b in zip(dims, dims[1:])))
+        self.proj = nn.Conv2d(dim, dim, 3, 1, 1) if proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.convs(x))
@@ -73,10 +86,12 @@ class ConvNormAct(nn.Module):
 
     Args:
         kernel_size: 3 at full resolution is the CIFAR stem; 7 with stride 2 and `pool` is the ImageNet stem.
+        width: channels of the map, where the first stage has others, as in ResNet-50; None = dim.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, kernel_size: int = 3, stride: int = 1, pool: bool = False):
+    def __init__(self, in_chans: int, dim: int, *, kernel_size: int = 3, stride: int = 1, pool: bool = False, width: int | None = None):
         super().__init__()
+        self.width = dim = width or dim
         self.stride = stride * (2 if pool else 1)
         self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(dim)

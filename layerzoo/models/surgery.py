@@ -288,5 +288,6 @@ def _listed(layers: str | dict | type | list, depth: int, block: int, spec: dict
     """The layers of `depth` blocks with that of one replaced; one entry if they are equal."""
     layers = layers if isinstance(layers, list) else [layers]
     layers = [layers[i % len(layers)] for i in range(depth)]
-    layers[block] = spec
-    return spec if all(one == spec for one in layers) else layers
+    old = layers[block]
+    layers[block] = spec | {"block": old["block"]} if isinstance(old, dict) and "block" in old else spec
+    return layers[0] if all(one == layers[0] for one in layers) else layers

@@ -40,7 +40,7 @@ def test_the_name_says_what_it_holds(name):
     recipe = read_recipe(name)
     data, _, model = name.rpartition("/")
     layer = name_of(recipe.model.layer)
-    assert model in ("quickstart", "speedrun", "speedrun_wide") or data == "lra/ladder" or model in (recipe.model.name, layer)
+    assert model in ("quickstart", "speedrun", "speedrun_wide") or data in ("lra/ladder", "attention_vs_conv") or model in (recipe.model.name, layer)
     source, size = {
         "": ("digits", 32), "cifar10": ("torch/cifar10", 32), "cifar100": ("torch/cifar100", 32),
         "imagenet50": ("folder:data/imagenet50", 64), "imagenet": ("folder:data/imagenet", 224),

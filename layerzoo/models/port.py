@@ -1,0 +1,203 @@
+"""Weights of timm's models in the presets of the same name, whose layers can then be swapped.
+
+A port is a list of rules, (pattern, replacement) of `re.sub`, that turn timm's names of weights into ours. What other libraries keep
+apart, and one linear map does here, is joined before: queries, keys and values; a class token and its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from layerzoo.errors import bad_value, unknown_name
+from layerzoo.models.create import build_model
+from layerzoo.models.model import Model
+from layerzoo.models.presets import PRESETS
+
+_Rules = list[tuple[str, str | Callable[[re.Match], str]]]
+
+
+def from_timm(model: nn.Module, name: str) -> Model:
+    """The preset `name` with the weights of a model of timm, such that both give the same logits.
+
+    The size of the image, the channels and the classes are the model's; so are dtype, device and mode. Dropout is that of the preset.
+
+    Args:
+        model: of `timm.create_model`, pretrained or not.
+        name: one of `PORTS`, the architecture that the model is of.
+    Raises:
+        ValueError: for another name, a model of another architecture, and weights that are left over, missing or of another shape.
+    """
+    if name not in PORTS:
+        raise unknown_name("model to port", name, PORTS, "layerzoo.models.port.PORTS")
+    architectures, rules = PORTS[name]
+    found = (getattr(model, "pretrained_cfg", None) or {}).get("architecture", type(model).__name__)
+    if not re.fullmatch(architectures, found):
+        expected = f"one of timm's {architectures}"
+        raise bad_value(f"model to port to {name}", got=found, expected=expected, do="Choose the preset of this architecture.")
+    first = next(model.parameters())
+    size = image_size(model)
+    config = PRESETS[name](224) | {"input_size": (first_channels(model), *size), "num_classes": model.num_classes}
+    ours = build_model(config).to(first)
+    wanted, weights = ours.state_dict(), renamed(folded(joined(model.state_dict(), size)), rules)
+    wrong = {
+        "left over": [k for k in weights if k not in wanted], "missing": [k for k in wanted if k not in weights],
+        "of another shape": [k for k in wanted if k in weights and _bare(weights[k].shape) != _bare(wanted[k].shape)]}
+    told = "; ".join(f"{what} {', '.join(names)}" for what, names in wrong.items() if names)
+    if told:
+        raise bad_value(f"weights for {name}", got=told, expected="those of the preset", do="Build the model with timm's own options.")
+    ours.load_state_dict({k: weights[k].reshape(v.shape) for k, v in wanted.items()})
+    return ours.train(model.training)
+
+
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """(H, W) that a model of timm is built for."""
+    for part in ("patch_embed", "stem"):
+        size = getattr(getattr(model, part, None), "img_size", None)
+        if size is not None:
+            return tuple(size)
+    return tuple(model.pretrained_cfg["input_size"][1:])
+
+
+def first_channels(model: nn.Module) -> int:
+    """Channels of the images that a model reads."""
+    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Weights with one projection for queries, keys and values, and tables as maps, for images of `size`."""
+    weights = dict(weights)
+    for name in list(weights):
+        stem, _, last = name.rpartition(".")
+        owner = stem.rpartition(".")[0]
+        if re.search(r"\.q\.(weight|bias)$", name):
+            weights[f"{owner}.qkv.{last}"] = torch.cat([weights.pop(name), weights.pop(f"{owner}.kv.{last}")])
+        elif last == "q_bias":  # keys have none there
+            q, v = weights.pop(name), weights.pop(f"{stem}.v_bias")
+            weights[f"{stem}.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+        elif re.search(r"\.fc1\.(weight|bias)$", name) and f"{owner}.gate.norm.weight" in weights:  # of gMLP
+            weights[name], weights[f"{owner}.fc_gate.{last}"] = weights[name].chunk(2)
+        elif last == "relative_position_bias_table":
+            table = weights.pop(name)
+            side = round(len(table) ** 0.5)
+            weights[f"{stem}.relative_bias.table"] = table.T.unflatten(1, (side, side))
+        elif last == "attention_biases":  # of EfficientFormer, whose q, k and v of a head stand together, and v is four times as wide
+            table = weights.pop(name)
+            heads, places = table.shape
+            weights[f"{stem}.table"] = table.unflatten(1, (round(places**0.5), -1))
+            for part in ("weight", "bias"):
+                by_head = weights[f"{stem}.qkv.{part}"].unflatten(0, (heads, 6, -1)).split((1, 1, 4), 1)
+                weights[f"{stem}.qkv.{part}"] = torch.cat([t.flatten(0, 2) for t in by_head])
+        elif last == "attention_bias_idxs":
+            del weights[name]
+    if "cls_token" in weights:
+        token, places = weights.pop("cls_token"), weights.pop("pos_embed")
+        weights["prefix"] = token + places[:, :1]
+        rows = size[0] // weights["patch_embed.proj.weight"].shape[2]
+        weights["position.table"] = places[:, 1:].transpose(1, 2).unflatten(2, (rows, -1))
+    return weights
+
+
+def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without biases that a batch norm takes away again, and with one linear map for the mean of two."""
+    weights = dict(weights)
+    for name in list(weights):
+        mean = re.sub(r"conv(\d?)\.bias$", r"norm\1.running_mean", name)
+        if mean != name and mean in weights:
+            weights[mean] = weights[mean] - weights.pop(name)
+    if "head_dist.weight" in weights:
+        for last in ("weight", "bias"):
+            weights[f"head.{last}"] = (weights[f"head.{last}"] + weights.pop(f"head_dist.{last}")) / 2
+    return weights
+
+
+def renamed(weights: dict[str, Tensor], rules: _Rules) -> dict[str, Tensor]:
+    """Weights under the names that the rules, one after the other, turn theirs into."""
+    done = {}
+    for name, weight in weights.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        done[name] = weight
+    return done
+
+
+def _bare(shape: torch.Size) -> list[int]:
+    """A shape without ones: linear maps are convolutions of 1 x 1 elsewhere, and scales (C, 1, 1)."""
+    return [side for side in shape if side != 1]
+
+
+def _after(prefix: str, step: int, suffix: str) -> Callable[[re.Match], str]:
+    """A replacement that counts: the first group, a number, plus `step`, between two texts."""
+    return lambda found: f"{prefix}{int(found[1]) + step}{suffix}"
+
+
+_BLOCK: _Rules = [
+    (r"blocks\.(\d+)\.norm1\.", r"blocks.\1.norm."), (r"blocks\.(\d+)\.norm2\.", r"blocks.\1.ffn_norm."), (r"\.mlp\.", ".ffn."),
+    (r"\.attn\.", ".layer."), (r"^layers\.", "stages."), (r"^patch_embed\.proj", "stem.embed"), (r"^patch_embed\.norm", "stem.norm"),
+    (r"^stem\.(proj|conv)\.", "stem.embed."), (r"^head\.(weight|bias)", r"head.fc.\1"), (r"^head\.norm\.", "head.pooled_norm."),
+    (r"\.downsample\.(proj|reduction)\.", lambda found: f".downsample.{'conv' if found[1] == 'proj' else 'proj'}."),
+    (r"\.layer_scale1\.", ".layer_branch.0."), (r"\.layer_scale2\.", ".ffn_branch.0."),
+]
+_RESNET: _Rules = [
+    (r"^layer(\d)\.", _after("stages.", -1, ".blocks.")), (r"^conv1\.", "stem.conv."), (r"^bn1\.", "stem.norm."), (r"^fc\.", "head.fc."),
+    (r"\.downsample\.", ".shortcut."), (r"\.conv(\d)\.", lambda found: f".branch.{2 * int(found[1]) - 2}.0."),
+    (r"\.bn(\d)\.", lambda found: f".branch.{2 * int(found[1]) - 2}.1."),
+]
+_VIT: _Rules = [*_BLOCK, (r"^blocks\.(\d+)\.layer\.", r"blocks.\1.layer.layer."), (r"^blocks\.", "stages.")]
+_MIXER: _Rules = [*_BLOCK, (r"\.mlp_tokens\.", ".layer."), (r"\.mlp_channels\.", ".ffn."), (r"^blocks\.", "stages.")]
+_NEXT: _Rules = [
+    (r"^stem\.0\.", "stem.embed."), (r"^stem\.1\.", "stem.norm."), (r"\.downsample\.0\.", ".downsample.pre_norm."),
+    (r"\.downsample\.1\.", ".downsample.conv."), (r"\.mlp\.fc1\.", ".expand."), (r"\.mlp\.fc2\.", ".reduce."), (r"\.gamma$", ".scale.scale"),
+]
+_CONVNEXT: _Rules = [*_NEXT, (r"\.conv_dw\.", ".conv."), (r"^head\.norm\.", "head.pooled_norm.")]
+_INCEPTION: _Rules = [
+    *_NEXT, (r"\.token_mixer\.dwconv_hw\.", ".conv.square."), (r"\.token_mixer\.dwconv_w\.", ".conv.row."),
+    (r"\.token_mixer\.dwconv_h\.", ".conv.column."), (r"^head\.fc1\.", "head.hidden.0."), (r"^head\.norm\.", "head.hidden.2."),
+    (r"^head\.fc2\.", "head.fc."),
+]
+_FOCALNET: _Rules = [
+    *_BLOCK, (r"\.modulation\.f\.", ".layer.expand."), (r"\.modulation\.h\.", ".layer.modulator."), (r"\.modulation\.proj\.", ".layer.proj."),
+    (r"\.modulation\.focal_layers\.(\d+)\.0\.", r".layer.levels.\1."),
+]
+_SWIN_V2: _Rules = [*_BLOCK, (r"\.logit_scale$", ".log_scale"), (r"\.cpb_mlp\.", ".relative_bias.mlp.")]
+_PVT: _Rules = [
+    *_BLOCK, (r"\.layer\.sr\.", ".layer.conv."), (r"\.dwconv\.", ".conv."), (r"^stages\.3\.norm\.", "norm."),
+    (r"^stages\.(\d+)\.norm\.", _after("stages.", 1, ".downsample.pre_norm.")),
+]
+_TWINS: _Rules = [
+    (r"^blocks\.(\d+)\.", r"stages.\1.blocks."), (r"^patch_embeds\.0\.", "patch_embed."), (r"^patch_embeds\.(\d+)\.", r"stages.\1.downsample."),
+    (r"^pos_block\.(\d+)\.proj\.0\.", r"stages.\1.position.conv."), *_BLOCK, (r"\.layer\.sr\.", ".layer.conv."),
+    (r"blocks\.(\d+)\.layer\.", lambda found: f"blocks.{found[1]}.layer.{('near', 'far')[int(found[1]) % 2]}."),
+]
+
+_GMLP: _Rules = [
+    (r"\.mlp_channels\.gate\.norm\.", ".layer.norm."), (r"\.mlp_channels\.gate\.proj\.", ".layer.spatial."),
+    (r"\.mlp_channels\.", ".layer."), *_MIXER,
+]
+_EFFICIENTFORMER: _Rules = [
+    (r"^stem\.conv(\d)\.", _after("stem.convs.", -1, ".0.")), (r"^stem\.norm(\d)\.", _after("stem.convs.", -1, ".1.")),
+    (r"^(stages\.3\.blocks)\.4\.", r"\1.3."),  # the third flattens the map
+    (r"\.mlp\.norm(\d)\.", _after(".mlp.norms.", -1, ".")), (r"\.token_mixer\.", ".layer."), (r"\.ls1\.gamma", ".layer_branch.0.scale"),
+    (r"\.ls2\.gamma", ".ffn_branch.0.scale"), *_BLOCK,
+]
+
+PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a pattern, and the rules
+    "resnet18": ("resnet18", _RESNET),
+    "resnet34": ("resnet34", _RESNET),
+    "resnet50": ("resnet50", _RESNET),
+    "deit_tiny": (r"(deit|vit)_tiny_patch16_\d+", _VIT),
+    "mixer_s16": ("mixer_s16_224", _MIXER),
+    "convnext_tiny": (r"convnext_tiny", _CONVNEXT),
+    "inception_next_tiny": (r"inception_next_tiny", _INCEPTION),
+    "poolformer_s12": ("poolformer_s12", _BLOCK),
+    "focalnet_tiny_srf": ("focalnet_tiny_srf", _FOCALNET),
+    "gmlp_s16": ("gmlp_s16_224", _GMLP),
+    "efficientformer_l1": ("efficientformer_l1", _EFFICIENTFORMER),
+    "swin_tiny": ("swin_tiny_patch4_window7_224", _BLOCK),
+    "swinv2_tiny": ("swinv2_tiny_window8_256", _SWIN_V2),
+    "pvt_v2_b0": ("pvt_v2_b0", _PVT),
+    "twins_svt_small": ("twins_svt_small", _TWINS),
+}

@@ -1,0 +1,127 @@
+"""The parts that published models need: a class token, positions in stages, patches that overlap, heads that normalise."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import layerzoo as lz
+from layerzoo.ffn.mlp import MLP
+from layerzoo.models.block import Block, create_norm
+from layerzoo.models.head import Head
+from layerzoo.models.isotropic import Isotropic
+from layerzoo.models.pyramid import Pyramid
+from layerzoo.models.stem import create_stem
+
+
+def with_class_token(layer="mhsa", **changes):
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "depth": 2, "stem": {"name": "patchify", "patch_size": 4}, "input_size": (3, 16, 24), "num_classes": 5}
+    return Isotropic(layer=layer, num_prefix=1, head={"pool": "first"}, block={"num_heads": 2}, **(sizes | changes)).eval()
+
+
+def test_the_class_token_answers_alone():
+    model, x = with_class_token(), torch.randn(2, 3, 16, 24)
+    features = model.forward_features(x)
+    assert features.shape == (2, 16, 1, 1 + 4 * 6)
+    assert torch.equal(model(x), model.head.fc(features[..., 0, 0]))
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 5), "attention needs no map"
+
+
+def test_maps_have_no_class_token():
+    model, x = with_class_token(), torch.randn(2, 3, 16, 24)
+    last, maps = model.forward_intermediates(x, norm=True)
+    assert [m.shape for m in maps] == [(2, 16, 4, 6)] * 2
+    assert torch.equal(maps[1].flatten(2), last[:, :, 0, 1:]) and torch.equal(last, model.forward_features(x))
+
+
+@pytest.mark.parametrize("layer", ["depthwise_conv", "mlp_mixer", "performer"])
+def test_any_layer_beside_a_class_token(layer):
+    model, x = with_class_token(layer), torch.randn(2, 3, 16, 24)
+    model(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert model.prefix.grad.abs().sum() > 0 and model.stem.embed.weight.grad.abs().sum() > 0
+
+
+def test_layers_are_swapped_around_a_class_token():
+    model, x = with_class_token(), torch.randn(1, 3, 16, 24)
+    before = model.stages[1].layer.layer.qkv.weight.clone()
+    lz.swap(model, "linear_attention", where="stages.1.layer")
+    again = lz.build_model(json.loads(json.dumps(model.config))).eval()
+    again.load_state_dict(model.state_dict())
+    assert type(again.stages[1].layer.layer).__name__ == "LinearAttention" and torch.equal(again.stages[1].layer.layer.qkv.weight, before)
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_position_in_every_stage():
+    model = Pyramid(dims=[8, 16], depths=[2, 1], layer="identity", position={"name": "conditional", "after": "block"}, input_size=(3, 16, 16)).eval()
+    stage, x = model.stages[0], torch.randn(1, 8, 4, 4)
+    first = stage.blocks[0](x)
+    assert torch.equal(stage(x), stage.blocks[1](first + stage.position.conv(first)))
+    assert type(model.position).__name__ == "NoPosition" and model.stages[1].position.conv.in_channels == 16
+
+
+def test_a_layer_with_options_of_its_block():
+    layers = [["pooling", {"name": "mhsa", "block": {"norm": "layer", "ffn": "none"}}]]
+    first, second = Pyramid(dims=[8], depths=[2], layer=layers, block={"norm": "none"}, input_size=(3, 16, 16)).stages[0].blocks
+    assert isinstance(first.norm, nn.Identity) and first.ffn is not None and isinstance(second.norm, nn.LayerNorm) and second.ffn is None
+
+
+def test_a_stem_of_other_width():
+    model = Pyramid(dims=[24, 32], depths=[1, 1], layer=["mhsa", "bottleneck"], stem={"name": "conv", "width": 8}, input_size=(3, 8, 8), num_classes=2)
+    assert model.stem(torch.randn(1, 3, 8, 8)).shape == (1, 8, 8, 8)
+    assert [m.shape for m in model.forward_intermediates(torch.randn(1, 3, 8, 8))[1]] == [(1, 24, 8, 8), (1, 32, 4, 4)]
+
+
+@pytest.mark.parametrize("patch, kernel, padding", [(4, 7, 2), (4, 7, 3), (2, 3, 1), (4, 4, 0)])
+def test_patches_that_overlap(patch, kernel, padding):
+    stem = create_stem({"name": "patchify", "patch_size": patch, "kernel_size": kernel, "padding": padding, "norm": {"name": "layer", "eps": 1e-3}}, 3, 8)
+    x = torch.randn(1, 3, 4 * patch, 4 * patch)
+    assert torch.equal(stem.embed(x), nn.functional.conv2d(x, stem.embed.weight, stem.embed.bias, patch, padding))
+    assert stem(x).shape == (1, 8, 4, 4) and stem(x[..., 1:, :]).shape == (1, 8, 4, 4) and stem.norm.eps == 1e-3
+
+
+@pytest.mark.parametrize("padding", [1, 4])
+def test_patches_give_one_place_each(padding):
+    message = f"padding of the patches: got {padding}, expected 2 to 3, with which each patch gives one place. Choose one of these for this kernel_size."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_stem({"name": "patchify", "patch_size": 4, "kernel_size": 7, "padding": padding}, 3, 8)
+
+
+def test_heads():
+    x = torch.randn(2, 8, 3, 3)
+    head = Head(8, 5, pooled_norm="layer", hidden_dim=12)
+    pooled = nn.functional.layer_norm(x.mean((2, 3)), (8,))
+    assert torch.allclose(head(x, pre_logits=True), pooled, atol=1e-6)
+    linear, gelu, norm = head.hidden
+    assert torch.allclose(head(x), head.fc(norm(gelu(linear(pooled)))), atol=1e-6)
+    head.reset(3)
+    assert head(x).shape == (2, 3)
+
+
+def test_the_norm_of_a_branch():
+    block, x = Block(8, layer="depthwise_conv", post_norm="branch", layer_scale=0.5), torch.randn(2, 8, 3, 3)
+    y = x + 0.5 * block.norm(block.layer(x))
+    assert torch.allclose(block(x), y + 0.5 * block.ffn_norm(block.ffn(y)), atol=1e-6)
+
+
+def test_norms_after_linear_maps():
+    ffn, x = MLP(6, norm="batch"), torch.randn(3, 6, 4, 5)
+    convs = [nn.functional.conv2d(x, ffn.fc1.weight[..., None, None], ffn.fc1.bias)]
+    hidden = nn.functional.gelu(nn.functional.batch_norm(convs[0], None, None, training=True))
+    expected = nn.functional.batch_norm(nn.functional.conv2d(hidden, ffn.fc2.weight[..., None, None], ffn.fc2.bias), None, None, training=True)
+    assert torch.allclose(ffn(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: Block(8, layer="identity", post_norm="sum"), "post_norm: got 'sum', expected one of False, True, branch. Choose one of these."),
+    (lambda: MLP(8, norm="layer"), "norm: got 'layer', expected one of none, batch. Choose one of these."),
+    (lambda: create_norm({"name": "layer", "epsilon": 1}, 8), "options of a norm: got name, epsilon, expected name and eps alone. Leave the others out."),
+    (lambda: with_class_token(position={"name": "conditional", "after": "block"}), "after, of a position: got 'block', expected one of stem. Choose one of these."),
+    (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, relu. Choose one of these."),
+])
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
