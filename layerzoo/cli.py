@@ -8,12 +8,10 @@ import errno
 import importlib.util
 import inspect
 import json
-import logging
 import os
 import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,20 +20,23 @@ from layerzoo.api import list_layers
 from layerzoo.config import GREY, Recipe
 from layerzoo.errors import Refusal, bad_value, unknown_name
 from layerzoo.models.presets import PRESETS, list_models
+from layerzoo.quiet import quiet
 from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved, sha256
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
 from layerzoo.report.catalogue import KINDS, costs, print_table, rows
+from layerzoo.report.command import add_plot
+from layerzoo.report.measured import new_path
 from layerzoo.strict_yaml import RecipeError, write
+from layerzoo.study.command import add_study
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _OWN_OPTIONS = (
     "--help", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes",
-    "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds")
+    "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query")
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
-_NOISE = (r".*srun.*", r".*smaller than the logging interval.*", r".*litlogger.*", r".*LeafSpec.*", r".*does not have many workers.*")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,11 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in {"rounds": 5, "dim": 64, "batch": 1}.items():
         bench.add_argument(f"--{name}", type=int, default=default, help=f"{default}")
     bench.add_argument("--out", type=Path, help="a new folder for layers.csv and layers.png; bench-layers. Of lra, a new .csv; none")
-    plot = verb("plot", _plot, "draw which position sees which through a layer")
-    plot.add_argument("action", choices=["pattern"])
-    plot.add_argument("name", help="a layer or downsample")
-    plot.add_argument("--out", type=Path, metavar="FILE", help="a new picture; pattern-NAME.png")
-    for name in ("fit", "validate", "test", "predict", "show", "bench"):
+    add_plot(verb)
+    add_study(verb)
+    for name in ("fit", "validate", "test", "predict", "show", "bench", "study"):
         verbs.choices[name].add_argument(
             "--section.key", dest="overrides", metavar="VALUE", help="any key of the recipe, such as --model.layer nystrom")
     return parser
@@ -168,12 +167,7 @@ def _start(args: argparse.Namespace) -> tuple[Recipe, str]:
 
         find_splits(source)
     _say(f"{args.verb} {name}: {recipe.model.name} on {recipe.data.source}, {recipe.trainer.max_epochs} epochs, seed {recipe.seed}")
-    for noise in _NOISE:
-        warnings.filterwarnings("ignore", noise)
-    for logger in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while a neighbour runs cost up to twenty times their work
+    quiet()
     check_build(recipe, args.recipe)
     return recipe, name
 
@@ -265,23 +259,17 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def classify_images(model: nn.Module, paths: list[str]) -> Tensor:
-    """Class probabilities (B, K) of image files, cut and normalised as the checkpoint's manifest says.
+    """Class probabilities (B, K) of image files.
 
     Raises:
         DataRefused: for a file that is no whole image.
     """
-    import numpy as np
     import torch
 
-    from layerzoo.data.images import as_grey, fit_image, read_image
+    from layerzoo.data.images import images_for
 
-    images = [read_image(Path(path), path) for path in paths]
-    if (model.manifest["recipe"] or {"data": {"source": ""}})["data"]["source"].startswith(GREY):
-        images = [as_grey(image) for image in images]
-    pixels = np.stack([np.asarray(fit_image(image, model.img_size[0])) for image in images])
-    mean, std = (torch.tensor(model.manifest[key])[:, None, None] for key in ("mean", "std"))
     with torch.inference_mode():
-        return model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1)
+        return model(images_for(model, paths)).softmax(1)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -330,18 +318,9 @@ def _copy(args: argparse.Namespace) -> None:
     """Never writes over a file."""
     source = find_recipe(args.name)[0]
     destination = Path(args.destination)
-    destination = _new(destination / source.name if destination.is_dir() else destination)
+    destination = new_path(destination / source.name if destination.is_dir() else destination)
     shutil.copyfile(source, destination)
     print(f"{destination}\nnext  layerzoo fit {shlex.quote(str(destination))}")
-
-
-def _new(path: Path) -> Path:
-    """The path, if it is free and its folder is there."""
-    if path.exists():
-        raise bad_value("destination", got=f"{path}, which exists", expected="a new file", do="Choose another name; nothing was written.")
-    if not path.parent.is_dir():
-        raise bad_value("destination", got=path, expected="a file in a folder that exists", do=f"Create {path.parent} first.")
-    return path
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -349,7 +328,7 @@ def _bench(args: argparse.Namespace) -> None:
         from layerzoo.report.bench_lra import bench_lra, methods
         from layerzoo.report.measured import write_rows
 
-        path = args.out and _new(args.out)
+        path = args.out and new_path(args.out)
         rows = bench_lra(args.names or methods(), args.seeds, args.overrides)
         print_table(rows)
         if path:
@@ -357,20 +336,12 @@ def _bench(args: argparse.Namespace) -> None:
         return
     if args.overrides:
         raise bad_value("bench layers", got=f"--{args.overrides[0]}", expected="options of its own alone", do="`layerzoo bench --help` lists them.")
-    folder = _new(args.out or Path("bench-layers"))
+    folder = new_path(args.out or Path("bench-layers"))
     from layerzoo.report.bench_layers import bench_into
 
     names = args.names or list_layers("efficient")
     print_table(bench_into(folder, names, args.lengths, dim=args.dim, batch=args.batch, rounds=args.rounds))
     print(f"{folder / 'layers.csv'}\n{folder / 'layers.png'}")
-
-
-def _plot(args: argparse.Namespace) -> None:
-    path = _new(args.out or Path(f"pattern-{args.name}.png"))
-    from layerzoo.report.pattern import draw_pattern
-
-    draw_pattern(args.name, path)
-    print(path)
 
 
 def _check(args: argparse.Namespace) -> int:

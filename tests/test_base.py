@@ -93,7 +93,7 @@ def test_heads_are_checked(num_heads):
 
 
 def test_choices_are_checked():
-    message = "normalize: got 'max', expected one of softmax, relu, relu_squared, sigmoid, entmax, none. Choose one of these."
+    message = "normalize: got 'max', expected one of softmax, relu, relu_squared, relu_sum, sigmoid, entmax, none. Choose one of these."
     refused(message, lz.create_layer, "mhsa", dim=8, normalize="max")
     assert check_choice("normalize", "relu", ("softmax", "relu")) is None
 

@@ -55,7 +55,7 @@ def test_dropout_drops_in_training_alone():
 
 @pytest.mark.parametrize("options, message", [
     ({"num_heads": 5}, "num_heads: got 5, expected a divisor of dim=16. Choose one of 1, 2, 4, 8, 16."),
-    ({"normalize": "tanh"}, "normalize: got 'tanh', expected one of softmax, relu, relu_squared, sigmoid, entmax, none. Choose one of these."),
+    ({"normalize": "tanh"}, "normalize: got 'tanh', expected one of softmax, relu, relu_squared, relu_sum, sigmoid, entmax, none. Choose one of these."),
     ({"position": "learned"}, "position: got 'learned', expected one that turns queries and keys or is added to scores, such as rope2d. "),
     ({"normalize": "relu", "dropout": 0.1}, "dropout: got 0.1, expected 0 with normalize='relu'. Only softmax weights can be dropped."),
     ({"position": "relative_bias"}, "grid: got None, expected (H, W), both >= 1. Pass the height and width of the map the layer is built for."),

@@ -290,7 +290,7 @@ def test_compiles_and_exports(options):
 
 @pytest.mark.parametrize("options, message", [
     ({"score": "l2"}, "score: got 'l2', expected one of dot, cosine, additive, general. Choose one of these."),
-    ({"normalize": "max"}, "normalize: got 'max', expected one of softmax, relu, relu_squared, sigmoid, entmax, none. Choose one of these."),
+    ({"normalize": "max"}, "normalize: got 'max', expected one of softmax, relu, relu_squared, relu_sum, sigmoid, entmax, none. Choose one of these."),
     ({"qk_norm": "batch"}, "qk_norm: got 'batch', expected one of none, rms, layer. Choose one of these."),
     ({"num_kv_heads": 3}, "num_kv_heads: got 3, expected a divisor of num_heads=4. With 1 all heads share a key and a value."),
     ({"num_kv_heads": 0}, "num_kv_heads: got 0, expected a divisor of num_heads=4. With 1 all heads share a key and a value."),

@@ -4,6 +4,7 @@ import csv
 import math
 import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import layerzoo as lz
 from layerzoo import cli
+from layerzoo.checkpoint import save_checkpoint
 from layerzoo.report import bench_layers as bench
 from layerzoo.report import measured
 from layerzoo.report.measured import Measurement
@@ -221,6 +223,7 @@ def test_peers_that_are_not_installed_are_named_and_left_out(monkeypatch, capsys
 
     peers = [bench_peers.Peer("nothing", "no_such_package", None, "hydra"), bench_peers.Peer("torch", "torch.nn", lambda m, n: m.Identity(), "identity")]
     monkeypatch.setattr(bench_peers, "PEERS", peers)
+    monkeypatch.setattr(bench_peers, "VISION_PEERS", [])
     monkeypatch.setattr("sys.argv", ["bench_peers", "--lengths", "16", "--rounds", "2", "--threads", "1", "--out", str(tmp_path / "peers.csv")])
     bench_peers.main()
     lines = capsys.readouterr().out.splitlines()
@@ -235,3 +238,31 @@ def test_the_page_has_a_row_for_every_model_of_the_survey():
     named = {name for room in rooms for name in room.names() if room.card(name).survey} | set(lz.list_layers("efficient"))
     assert set(re.findall(r"^\| \[(\w+)\]\(reference/", page, re.MULTILINE)) == named
     assert set(re.findall(r"images/patterns/(\w+)\.png", page)) == named - set(lz.registry.FFNS.names())
+
+
+def test_plot_attention_of_a_checkpoint(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = lz.create_model("attention_cnn", num_classes=2, img_size=16, options={"dim": 4, "depth": 1})
+    save_checkpoint("saved", model, classes=["a", "b"], mean=[0.5] * 3, std=[0.2] * 3, metrics={})
+    Image.new("RGB", (20, 16), "red").save("red.png")
+    assert cli.main(["plot", "attention", "red.png", "--checkpoint", "saved", "--query", "0.2,0.9"]) == 0
+    assert capsys.readouterr().out == "attention.png\n" and Path("attention.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["plot", "attention", "--checkpoint", "saved", "--out", "noise.png"]) == 0 and Path("noise.png").exists()
+    assert cli.main(["plot", "attention"]) == 2
+    assert "destination: got attention.png, which exists, expected a new file." in capsys.readouterr().err
+    assert cli.main(["plot", "attention", "--out", "b.png"]) == 2
+    err = capsys.readouterr().err
+    assert err == "--checkpoint: got none, expected a name, folder or address. `layerzoo list checkpoints` lists those to pull.\n"
+
+
+def test_plot_sharpness_and_wrong_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plot", "sharpness"]) == 0 and Path("sharpness.png").exists()
+    assert "bfloat16" in capsys.readouterr().out
+    assert cli.main(["plot", "sharpness", "conv"]) == 2
+    assert capsys.readouterr().err == "plot sharpness: got conv, expected no names. Leave them out.\n"
+    assert cli.main(["plot", "pattern"]) == 2
+    assert capsys.readouterr().err == "plot pattern: got 0 names, expected one layer or downsample. `layerzoo list layers` lists them.\n"
+    with pytest.raises(SystemExit):
+        cli.main(["plot", "attention", "--query", "middle"])
+    assert "'middle' is not ROW,COLUMN, two shares of the map such as 0.5,0.5" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from layerzoo.ops.entmax import entmax
 from layerzoo.ops.linear_recurrence import full_precision
 
-NORMALIZERS = ("softmax", "relu", "relu_squared", "sigmoid", "entmax", "none")
+NORMALIZERS = ("softmax", "relu", "relu_squared", "relu_sum", "sigmoid", "entmax", "none")
 ALPHA = 1.5  # of entmax, between softmax (1) and sparsemax (2)
 
 
@@ -72,7 +72,8 @@ def make_weights(scores: Tensor, normalize: str, seen: Tensor | None, sink: Tens
 
     Args:
         normalize: softmax; entmax with ALPHA (arXiv 1905.05702); with n keys that the query sees, relu(s) / n, relu(s)^2 / n (relu_squared)
-            or s / n (none; all of arXiv 2309.08586), or sigmoid(s - log n) (arXiv 2409.04431).
+            or s / n (none; all of arXiv 2309.08586), sigmoid(s - log n) (arXiv 2409.04431), or relu(s) as it is, whose sum grows
+            with n (relu_sum).
         seen: of `visible`.
         sink: (h,) scores of one more key, whose weight is left out.
     """
@@ -90,11 +91,11 @@ def make_weights(scores: Tensor, normalize: str, seen: Tensor | None, sink: Tens
         if normalize == "sigmoid":
             weights = (scores - count.to(scores.dtype).log()).sigmoid()
         else:
-            weights = POINTWISE[normalize](scores) / count
+            weights = POINTWISE[normalize](scores) / (1 if normalize == "relu_sum" else count)
     return weights.masked_fill(~seen, 0)
 
 
 POINTWISE = {
-    "relu": torch.relu, "none": lambda scores: scores,
+    "relu": torch.relu, "relu_sum": torch.relu, "none": lambda scores: scores,
     "relu_squared": lambda scores: full_precision(scores)[0].relu().square(),  # which float16 cannot hold
 }

@@ -9,6 +9,7 @@ import statistics
 from functools import cache
 from pathlib import Path
 
+from layerzoo.errors import bad_value
 from layerzoo.registry import LAYERS
 
 EXACT = "mhsa"
@@ -82,6 +83,15 @@ def read_csv(path: Path) -> list[Measurement]:
     """What `write_csv` wrote."""
     kinds = {"name": str, "parameters": int, "length": int}
     return [Measurement(**{k: kinds.get(k, float)(v) for k, v in row.items()}) for row in read_rows(path)]
+
+
+def new_path(path: Path) -> Path:
+    """The path, if it is free and its folder is there."""
+    if path.exists():
+        raise bad_value("destination", got=f"{path}, which exists", expected="a new file", do="Choose another name; nothing was written.")
+    if not path.parent.is_dir():
+        raise bad_value("destination", got=path, expected="a file in a folder that exists", do=f"Create {path.parent} first.")
+    return path
 
 
 def write_rows(rows: list[dict], path: Path) -> None:

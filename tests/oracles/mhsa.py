@@ -88,7 +88,7 @@ def weighed(how, scores):
     if how == "entmax":
         return entmax15(scores)
     n = len(scores)
-    one = {"relu": lambda s: max(s, 0 * s) / n, "relu_squared": lambda s: max(s, 0 * s) ** 2 / n, "none": lambda s: s / n,
+    one = {"relu": lambda s: max(s, 0 * s) / n, "relu_squared": lambda s: max(s, 0 * s) ** 2 / n, "none": lambda s: s / n, "relu_sum": lambda s: max(s, 0 * s),
            "sigmoid": lambda s: 1 / (1 + n * (-s).exp())}
     return torch.stack([one[how](s) for s in scores])
 

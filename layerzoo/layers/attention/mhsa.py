@@ -24,7 +24,7 @@ class MHSA(ExactHeads):
 
     f is softmax, entmax (alpha = 1.5) or, with n the number of keys that a query sees,
 
-    - relu: relu(s) / n, relu_squared: relu(s)^2 / n, none: s / n, or sigmoid: sigmoid(s - log n).
+    - relu: relu(s) / n, relu_squared: relu(s)^2 / n, relu_sum: relu(s), none: s / n, or sigmoid: sigmoid(s - log n).
 
     **Shape**: (B, C, H, W) or (B, N, C) -> the same.
 
@@ -36,7 +36,7 @@ class MHSA(ExactHeads):
         num_heads: h; None = one head per 32 channels.
         qkv_bias: bias in q, k, v; on, as in ViT.
         score: s, "dot", "cosine", "additive" or "general"; dot, the paper's.
-        normalize: f, "softmax", "relu", "relu_squared", "sigmoid", "entmax" or "none"; softmax, the paper's.
+        normalize: f, "softmax", "relu", "relu_squared", "relu_sum", "sigmoid", "entmax" or "none"; softmax, the paper's.
         include_self: position i sees itself; off (arXiv 2112.13492), a position that sees nothing mixes nothing: zeros before W_o.
         num_kv_heads: heads of k and v, each shared by h / num_kv_heads of q (arXiv 2305.13245; with 1, 1911.02150); None = h.
         talking_heads: a head's scores, and its weights, are learned sums of all heads', at first its own (arXiv 2003.02436).
