@@ -9,10 +9,13 @@ from torch.nn import functional as F
 from layerzoo.ops.windows import blocks_2d
 
 
-def parts(qkv: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of the queries, and those of keys and values, of a joint projection; split once, so that their gradients are joined."""
-    sizes = qkv.in_features, 2 * qkv.in_features
-    return list(zip(qkv.weight.split(sizes), (None, None) if qkv.bias is None else qkv.bias.split(sizes)))
+def parts(qkv: nn.Linear, counts: tuple[int, ...] = (1, 2)) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the queries, and those of keys and values, or of other counts of them, of a joint projection.
+
+    Split once, their gradients are joined; those of slices are zeros added up.
+    """
+    sizes = [count * qkv.in_features for count in counts]
+    return list(zip(qkv.weight.split(sizes), [None] * len(sizes) if qkv.bias is None else qkv.bias.split(sizes)))
 
 
 def project(x: Tensor, part: tuple[Tensor, Tensor | None], num_heads: int) -> list[Tensor]:

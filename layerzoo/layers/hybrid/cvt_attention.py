@@ -6,7 +6,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import HeadsLayer, as_map, check_odd, map_to_tokens
 from layerzoo.ops.attention import attend
-from layerzoo.ops.reduction import project, seen_cells
+from layerzoo.ops.reduction import parts, project, seen_cells
 
 
 class CvTAttention(HeadsLayer):
@@ -61,5 +61,5 @@ class CvTAttention(HeadsLayer):
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         x = as_map(tokens, grid)
         places = (map_to_tokens(conv(x)) for conv in self.local)
-        q, k, v = (project(self.qkv, self.num_heads, p, part, part + 1)[0] for part, p in enumerate(places))
+        q, k, v = (project(p, part, self.num_heads)[0] for p, part in zip(places, parts(self.qkv, (1, 1, 1))))
         return self.merge(attend(q, k, v, seen_cells(mask, grid, self.stride)))
