@@ -7,7 +7,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
-from layerzoo.report.pages import efficient_page, page, room_table
+from layerzoo.report.pages import efficient_page, other_peers, page, room_table
 from layerzoo.report.pattern import draw_pattern
 
 ROOMS = {"layers": LAYERS, "ffn": FFNS, "positions": POSITIONS, "downsample": DOWNSAMPLES}
@@ -21,6 +21,7 @@ def on_files(files, config):
         sections.append(f"## {folder}\n\n{room_table(room, folder)}")
         for name in room.names():
             files.append(File.generated(config, f"reference/{folder}/{name}.md", content=page(room, name, TWINS)))
+    sections.append(other_peers())
     text = efficient_page()
     files.append(File.generated(config, "efficient-transformers.md", content=text))
     with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from layerzoo.api import list_layers
 from layerzoo.config import GREY, Recipe
 from layerzoo.errors import Refusal, bad_value, unknown_name
+from layerzoo.launch.cli import OPTIONS, add_launch
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.quiet import quiet
 from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved, sha256
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _OWN_OPTIONS = (
     "--help", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes",
-    "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query")
+    "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query", *OPTIONS)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
 
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", type=Path, help="a new folder for layers.csv and layers.png; bench-layers. Of lra, a new .csv; none")
     add_plot(verb)
     add_study(verb)
+    add_launch(verb)
     for name in ("fit", "validate", "test", "predict", "show", "bench", "study"):
         verbs.choices[name].add_argument(
             "--section.key", dest="overrides", metavar="VALUE", help="any key of the recipe, such as --model.layer nystrom")

@@ -124,8 +124,8 @@ class HeadsLayer(TokenLayer):
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Projected tokens (B, N, 3 C) as queries, keys and values, each (B, h, N, d)."""
-        parts = qkv.chunk(3, -1)  # whose gradients are joined in one copy; those of unbind take two
-        return tuple(part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
+        parts = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # in this order their gradients are joined in one copy
+        return tuple(part.transpose(1, 2) for part in parts)
 
     def merge(self, heads: Tensor) -> Tensor:
         """Heads (B, h, N, d) joined and projected to (B, N, C)."""

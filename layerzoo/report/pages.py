@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import layerzoo as lz
@@ -72,13 +73,29 @@ def efficient_page() -> str:
     efficient = [m for name, own in recorded().items() if name != EXACT and LAYERS.card(name).family == "efficient" for m in own]
     wins = [f"| {n:,} | {sum(m.ratio < 1 for m in efficient if m.length == n)} of {sum(m.length == n for m in efficient)} |"
             for n in sorted({m.length for m in efficient})]
-    peers = [f"| {p['layer']} | {p['package']} | {int(p['length']):,} | {p['time']} [{p['q1']}, {p['q3']}] | {p['memory']} |" for p in read_rows(PEERS)]
+    names = {name for _, name, *_ in shown}
     arena = [f"| {r['method']} | {r['accuracy'] or 'not trained'} | {r['steps/s']} | {int(r['MiB']):,} | {r['published']} |" for r in read_rows(ARENA)]
     pictures = [f"![{name}](images/patterns/{name}.png)" for _, name, room, c in shown if room is not FFNS]
     return "\n\n".join([
         _EFFICIENT, "\n".join(rows), _WHERE, "\n".join(["| positions | methods faster than exact attention |", "|---|---|", *wins]), _PEERS,
-        "\n".join(["| layer | package | positions | time [quartiles] | memory |", "|---|---|---|---|---|", *peers]), _ARENA,
+        peers_table(lambda layer: layer in names), _ARENA,
         "\n".join(["| method | accuracy | steps/s | MiB | published |", "|---|---|---|---|---|", *arena]), _PATTERNS, "\n".join(pictures)]) + "\n"
+
+
+def peers_table(shown: Callable[[str], bool]) -> str:
+    """Our time and memory over those of public implementations, for the layers that are `shown`."""
+    rows = [f"| {p['layer']} | {p['package']} | {int(p['length']):,} | {p['time']} [{p['q1']}, {p['q3']}] | {p['memory']} |"
+            for p in read_rows(PEERS) if shown(p["layer"])]
+    return "\n".join(["| layer | package | positions | time [quartiles] | memory |", "|---|---|---|---|---|", *rows])
+
+
+def other_peers() -> str:
+    """The section on public implementations of the layers that are not in the table of efficient methods."""
+
+    def other(name: str) -> bool:
+        return name in LAYERS.names() and LAYERS.card(name).family != "efficient" and not LAYERS.card(name).survey
+
+    return f"{_PEERS}\n\n{peers_table(other)}"
 
 
 _EFFICIENT = """---
@@ -105,8 +122,8 @@ the exponent of the other method says:"""
 _PEERS = """## Beside public packages
 
 Time of our layer over that of a public implementation with the same shapes and options, and the same for peak bytes; below 1 ours takes less. Both
-alternate in one run, forward and backward, 256 channels in 4 heads, one sample, float32, on one thread: `python -m layerzoo.report.bench_peers
---threads 1`, after `pip install '.[bench]'`. Ratios between 0.95 and 1.05 mean nothing here."""
+alternate in one run, forward and backward, 256 channels in 4 heads, one sample, float32, on one thread, in seconds of the processor: `python -m
+layerzoo.report.bench_peers --threads 1`, after `pip install '.[bench]'`. Ratios between 0.95 and 1.05 mean nothing here."""
 
 _ARENA = """## On the image task of the Long Range Arena
 

@@ -1,0 +1,1 @@
+"""Launching: SLURM jobs, processes of this machine, manifests of clusters, sweeps."""
