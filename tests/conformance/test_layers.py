@@ -9,7 +9,7 @@ from layerzoo.registry import FFNS, LAYERS
 from layerzoo.testing import CHECKS, check_layer
 
 NAMES = [*LAYERS.names(), *FFNS.names()]
-SLOW = ("compile", "export")  # a large part of the time: left to `pytest -m slow`, which CI runs too
+SLOW = ("compile", "export", "cost")  # a large part of the time: left to `pytest -m slow`, which CI runs too
 
 
 @pytest.mark.parametrize("check", [pytest.param(check, marks=[pytest.mark.slow] * (check in SLOW)) for check in CHECKS])
