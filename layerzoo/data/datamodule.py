@@ -71,6 +71,10 @@ class ImageData(pl.LightningDataModule):
         self.mean, self.std = _moments(self.pixels["train"], self.parts["train"][1]) if self.in_memory else IMAGENET
         _say(f"feed   {reason}; mean and std {'of the training images' if self.in_memory else 'of ImageNet'}{note}")
 
+    def teardown(self, stage: str | None = None) -> None:
+        for loader in self._loaders.values():
+            loader.close()
+
     def train_dataloader(self) -> Loader:
         return self._loader("train", self.config.batch_size, self.augment)
 

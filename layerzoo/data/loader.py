@@ -117,6 +117,9 @@ class Loader:
         """For each of the parts of `index`, these samples cropped and mirrored: (B, H, W, 3) uint8."""
         raise NotImplementedError(f"{type(self).__name__} must define pixels()")
 
+    def close(self) -> None:
+        """End what works ahead for this loader; iterated again, it starts anew."""
+
     @property
     def sampler(self) -> Loader:
         """Lightning tells the epoch to the sampler of a loader."""

@@ -90,6 +90,12 @@ class StreamLoader(Loader):
                 raise batch
             yield batch
 
+    def close(self) -> None:
+        # left to the garbage collector, the queue to a worker may go before the word to end is in it, and each is waited for in vain
+        loader = self.__dict__.pop("workers", None)
+        if loader is not None and loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+
     def _describe(self, k: int) -> str:
         _, _, places = self.requests[k]
         return " ... ".join(self.stream.images.name(int(places[i])) for i in (0, -1))

@@ -243,3 +243,15 @@ def test_5000_images_pass_through_randaugment(policy):
     with seeded(0):
         for k in range(5000):
             assert change(Image.fromarray(picture(k, (32, 32)))).size == (32, 32)
+
+
+def test_a_closed_loader_has_no_processes_and_starts_anew(images):
+    loader = StreamLoader(images, SIZE, feed(images), 2)
+    first = list(loader)
+    workers = loader.workers._iterator._workers
+    assert all(w.is_alive() for w in workers)
+    loader.close()
+    assert not any(w.is_alive() for w in workers)
+    loader.close()
+    assert equal(loader, first)
+    loader.close()
