@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import layerzoo as lz
-from layerzoo.models.convert import sharpness
+from layerzoo.models.convert import _around, sharpness
 
 KINDS = [
     *({"kernel_size": k, "padding": k // 2} for k in (1, 3, 5, 7)), {"kernel_size": 3}, {"kernel_size": 3, "padding": 2, "dilation": 2},
@@ -68,6 +68,12 @@ def test_heads_on_places_become_a_kernel(name):
         layer.position.spreads.mul_(12)
     conv, x = lz.attention_to_conv(layer), torch.randn(2, 6, 8, 9, dtype=torch.double)
     assert conv.kernel_size == (3, 3) and torch.allclose(conv(x), layer(x), atol=1e-9)  # at the border as well
+
+
+@pytest.mark.parametrize("layer", ["quadratic_attention", "quadratic_generalized", {"name": "learned_relative", "grid": (5, 5)}], ids=str)
+def test_scores_around_one_place_are_those_of_the_encoding(layer):
+    position = lz.registry.LAYERS.create(layer, 4, num_heads=3).position.double()
+    assert torch.allclose(_around(position, 7), position.bias((7, 7))[:, 24], atol=1e-12)
 
 
 def test_blurred_heads_become_a_larger_kernel_right_inside():

@@ -14,6 +14,7 @@ from layerzoo.errors import bad_value
 from layerzoo.layers.hybrid.base import WideHeads
 from layerzoo.ops.linear_recurrence import full_precision
 from layerzoo.ops.offsets import outer_sum
+from layerzoo.positions.base import Position
 from layerzoo.positions.quadratic import Quadratic
 
 
@@ -137,8 +138,7 @@ def _as_conv(layer: WideHeads | ConvAsAttention, mass: float) -> nn.Conv2d:
     if getattr(layer, "query", None) is not None:
         raise bad_value("layer", got="learned_relative with content", expected="attention by places alone", do="Contents have no kernel.")
     side = 2 * FARTHEST + 1
-    middle = (side * side) // 2
-    weights = layer.position.bias((side, side))[:, middle].softmax(-1).unflatten(1, (side, side))  # (h, side, side)
+    weights = _around(layer.position, side).softmax(-1).unflatten(1, (side, side))  # (h, side, side)
     reach = next((r for r in range(FARTHEST) if _within(weights, r).sum((1, 2)).min() >= mass), FARTHEST)
     kept = _within(weights, reach)
     dim, proj = layer.dim, layer.proj
@@ -147,6 +147,16 @@ def _as_conv(layer: WideHeads | ConvAsAttention, mass: float) -> nn.Conv2d:
     conv.weight.copy_(torch.einsum("hyx,hoi->oiyx", kept.to(value.dtype), value))
     conv.bias.copy_(proj.weight @ layer.value.bias + proj.bias)
     return conv
+
+
+def _around(position: Position, side: int) -> Tensor:
+    """Scores (h, side^2) of the middle place of a square map, without those of all others."""
+    if position.separable:
+        return outer_sum(*(scores[:, side // 2: side // 2 + 1] for scores in position.apart((side, side)))).squeeze(1)
+    centers, spreads = full_precision(position.centers, position.spreads)
+    place = torch.arange(side, device=centers.device) - side // 2
+    gap = torch.cartesian_prod(place, place) - centers[:, None]  # (h, side^2, 2)
+    return -0.5 * (gap @ spreads.mT).square().sum(-1)
 
 
 def _within(weights: Tensor, reach: int) -> Tensor:
