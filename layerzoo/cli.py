@@ -22,7 +22,7 @@ from layerzoo.errors import Refusal, bad_value, unknown_name
 from layerzoo.launch.cli import OPTIONS, add_launch
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.quiet import quiet
-from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved, sha256
+from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved, run_base
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
 from layerzoo.report.catalogue import KINDS, costs, print_table, rows
 from layerzoo.report.command import add_plot
@@ -218,8 +218,8 @@ def _checkpoint(args: argparse.Namespace, recipe: Recipe, name: str) -> str:
     """As given, else that of the newest run of this recipe."""
     if args.checkpoint:
         return args.checkpoint
-    folder, run = Path(recipe.runs, name), f"{sha256(recipe)[:8]}-s{recipe.seed}"
-    found = [path for pattern in (run, f"{run}-*") for path in folder.glob(f"{pattern}/checkpoint")]
+    base = run_base(recipe, name)
+    found = [path for pattern in (base.name, f"{base.name}-*") for path in base.parent.glob(f"{pattern}/checkpoint")]
     if not found:
         raise bad_value(
             "--checkpoint", got="none", expected=f"a finished run of {name} with these options below {recipe.runs}/",

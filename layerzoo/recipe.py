@@ -125,3 +125,8 @@ def _field_type(path: tuple) -> object:
     for part in path:
         hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
     return hint
+
+
+def run_base(recipe: Recipe, name: str) -> Path:
+    """The folder of a recipe's first run with its seed; later ones end in -1, -2 and so on."""
+    return Path(recipe.runs, name, f"{sha256(recipe)[:8]}-s{recipe.seed}")

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from layerzoo.card import Card
 from layerzoo.downsample.base import Downsample, squarest
 from layerzoo.layers.base import as_map, check_choice, map_to_tokens
-from layerzoo.ops.learned_tokens import LearnedTokens, check_count
+from layerzoo.ops.learned_tokens import LearnedTokens
+from layerzoo.ops.token_maps import check_count
 
 
 class TokenLearner(Downsample):
@@ -53,7 +54,7 @@ class TokenLearner(Downsample):
     def __init__(self, dim: int, dim_out: int, *, num_tokens: int = 8, maps: str = "softmax", hidden_dim: int = 64):
         super().__init__(dim, dim_out)
         check_choice("maps", maps, ("softmax", "sigmoid"))
-        check_count("num_tokens", num_tokens, 8)
+        check_count("num_tokens", num_tokens, "TokenLearner's is 8.")
         self.num_tokens, self.maps = num_tokens, maps
         self.norm = nn.LayerNorm(dim)
         if maps == "softmax":

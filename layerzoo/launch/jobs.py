@@ -10,9 +10,10 @@ from pathlib import Path
 from layerzoo.errors import bad_value
 from layerzoo.launch import local, slurm
 from layerzoo.launch.manifests import kubernetes, skypilot
-from layerzoo.launch.records import Job, exit_code, final_metrics, job_folder, progress, read_jobs, run_base, write_job
+from layerzoo.launch.records import Job, exit_code, final_metrics, job_folder, progress, read_jobs, write_job
 from layerzoo.launch.render import Machines, Plan, local_script, slurm_script, title
 from layerzoo.launch.runs import Runs
+from layerzoo.recipe import run_base
 
 RENDER = {"slurm": slurm_script, "local": local_script, "kubernetes": kubernetes, "skypilot": skypilot}
 _LAID_OUT = ("trainer.num_nodes", "trainer.devices")

@@ -8,9 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from layerzoo.config import Recipe
 from layerzoo.errors import Refusal, unknown_name
-from layerzoo.recipe import sha256
 
 SHOWN = ("test/top1", "val/top1", "train/loss")  # the first of these that a run has is its last metric
 _TAIL = 64 * 1024  # bytes of metrics.jsonl that are read
@@ -79,11 +77,6 @@ def find_job(runs: str, name: str) -> tuple[Path, Job, int | None]:
             if task != name and task.isdecimal() and int(task) < len(job.entries):
                 return folder, job, int(task)
     raise unknown_name("job", name, [known for job in jobs.values() for known in {job.id, job.key}], "`layerzoo jobs`")
-
-
-def run_base(recipe: Recipe, name: str) -> Path:
-    """The folder of a recipe's first run with its seed."""
-    return Path(recipe.runs, name, f"{sha256(recipe)[:8]}-s{recipe.seed}")
 
 
 def newest_run(base: Path) -> Path | None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from layerzoo.config import Recipe
 from layerzoo.errors import bad_value
-from layerzoo.launch.records import run_base
 from layerzoo.launch.values import check_override
-from layerzoo.recipe import find_recipe, read_recipe
+from layerzoo.recipe import find_recipe, read_recipe, run_base
 
 Axis = tuple[str, list[str]]
 _CLOSING = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'"}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from layerzoo.errors import Refusal
 from layerzoo.launch.jobs import active
-from layerzoo.launch.records import final_metrics, newest_run, run_base
+from layerzoo.launch.records import final_metrics, newest_run
 from layerzoo.launch.runs import Runs
+from layerzoo.recipe import run_base
 from layerzoo.report.measured import write_rows
 
 _POLL = 5  # seconds between two looks at a job

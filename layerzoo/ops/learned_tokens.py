@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerzoo.errors import bad_value
+from layerzoo.ops.token_maps import check_count
 
 
 class LearnedTokens(nn.Module):
@@ -24,8 +24,8 @@ class LearnedTokens(nn.Module):
 
     def __init__(self, dim: int, num_tokens: int, hidden_dim: int):
         super().__init__()
-        check_count("num_tokens", num_tokens, 8)
-        check_count("hidden_dim", hidden_dim, 64)
+        check_count("num_tokens", num_tokens, "TokenLearner's is 8.")
+        check_count("hidden_dim", hidden_dim, "TokenLearner's is 64.")
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, num_tokens, bias=False)
 
@@ -35,9 +35,3 @@ class LearnedTokens(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
         return scores.softmax(1).transpose(1, 2) @ values
-
-
-def check_count(what: str, got: int, usual: int) -> None:
-    """Refuse a count below 1."""
-    if got < 1:
-        raise bad_value(what, got=got, expected="a whole number >= 1", do=f"TokenLearner's is {usual}.")

@@ -29,3 +29,11 @@ def mix_apart(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """
     # einsum, since matmul would copy the weights for each sample and row
     return torch.einsum("hyr,bhrxc->byxc", rows, torch.einsum("hxs,bhrsc->bhrxc", columns, values))
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of (h, N, N) scores over the real keys of a mask (B, N): (1 or B, h, N, N), zeros where there are none."""
+    if mask is None:
+        return scores.softmax(-1)[None]
+    real = mask[:, None, None, :]
+    return scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real

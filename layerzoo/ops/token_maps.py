@@ -12,10 +12,10 @@ from layerzoo.ops.linear_recurrence import full_precision
 from layerzoo.ops.windows import blocks_2d
 
 
-def check_count(what: str, got: object) -> None:
+def check_count(what: str, got: object, do: str = "Choose a small one such as 2.") -> None:
     """Refuse what is no whole number >= 1."""
     if not isinstance(got, int) or got < 1:
-        raise bad_value(what, got=repr(got), expected="a whole number >= 1", do="Choose a small one such as 2.")
+        raise bad_value(what, got=repr(got), expected="a whole number >= 1", do=do)
 
 
 def convolve(conv: nn.Conv2d, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from layerzoo.config import Recipe
 from layerzoo.errors import bad_value
-from layerzoo.recipe import NOT_IN_HASH, read_recipe, resolved, save, sha256
+from layerzoo.recipe import NOT_IN_HASH, read_recipe, resolved, run_base, save
 
 _PACKAGES = {"layerzoo", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "wandb", "numpy", "pillow", "safetensors"}
 
@@ -34,7 +34,7 @@ def open_folder(recipe: Recipe, recipe_name: str, resume: str) -> tuple[Path, Pa
     Raises:
         ValueError: if there is nothing at that path, or its recipe differs from this one.
     """
-    base = Path(recipe.runs) / recipe_name / f"{sha256(recipe)[:8]}-s{recipe.seed}"
+    base = run_base(recipe, recipe_name)
     if resume == "auto":
         started = [folder for folder in itertools.takewhile(Path.exists, _names(base)) if last_checkpoint(folder).exists()]
         found = last_checkpoint(started[-1]) if started else None

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import TokenLayer
-from layerzoo.ops.offsets import mix_apart
+from layerzoo.ops.offsets import masked_softmax, mix_apart
 from layerzoo.positions.base import Position
 
 
@@ -52,7 +52,7 @@ class WideHeads(TokenLayer):
 
 def weigh(scores: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """sum_h softmax(scores_h) values_h over the real keys of a mask (B, N): scores (h, N, N), values (B, h, N, C) -> (B, N, C)."""
+    weights = masked_softmax(scores, mask).to(values.dtype)
     if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf")).masked_fill(~mask.any(1)[:, None, None, None], 0)
-        return (scores.softmax(-1).to(values.dtype) @ values).sum(1)
-    return scores.softmax(-1).to(values.dtype).transpose(0, 1).flatten(1) @ values.flatten(1, 2)
+        return (weights @ values).sum(1)
+    return weights[0].transpose(0, 1).flatten(1) @ values.flatten(1, 2)

@@ -9,7 +9,7 @@ from layerzoo.card import Card
 from layerzoo.layers.base import HeadsLayer
 from layerzoo.ops.attention import attend
 from layerzoo.ops.linear_recurrence import full_precision
-from layerzoo.ops.offsets import offsets, outer_sum
+from layerzoo.ops.offsets import masked_softmax, offsets, outer_sum
 
 
 class GatedPositionalAttention(HeadsLayer):
@@ -60,14 +60,6 @@ class GatedPositionalAttention(HeadsLayer):
         share = self.gate.sigmoid()[:, None, None].to(v.dtype)
         # einsum, since matmul would copy the weights for each sample
         return self.merge((1 - share) * attend(q, k, v, mask) + share * torch.einsum("bhqk,bhkd->bhqd", places, v))
-
-
-def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax of (h, N, N) scores over the real keys of a mask (B, N): (1 or B, h, N, N), zeros where there are none."""
-    if mask is None:
-        return scores.softmax(-1)[None]
-    real = mask[:, None, None, :]
-    return scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
 
 
 def offset_scores(weight: Tensor, grid: tuple[int, int]) -> Tensor:
