@@ -1,0 +1,128 @@
+"""Published models in their original sizes; `layerzoo.from_timm` fills those that timm has too.
+
+Below 112 pixels their stems take smaller steps, so that the last of four stages still has places to mix.
+"""
+
+from __future__ import annotations
+
+from layerzoo.models.presets.base import by_size, overlapping, patches, preset
+from layerzoo.models.presets.micro import mixer_tiny, resnet18, vit_tiny
+
+_WIDTHS = [96, 192, 384, 768]
+_EPS = {"name": "layer", "eps": 1e-6}
+
+
+@preset
+def resnet34(img_size: int) -> dict:
+    """ResNet-34 (arXiv 1512.03385): 21.8 M parameters."""
+    return resnet18(img_size) | {"depths": [3, 4, 6, 3]}
+
+
+@preset
+def resnet50(img_size: int) -> dict:
+    """ResNet-50 (arXiv 1512.03385), stride in the 3x3 convolutions: 25.6 M parameters."""
+    wide = {"dims": [256, 512, 1024, 2048], "layer": "bottleneck"}
+    return resnet34(img_size) | wide | {"stem": resnet18(img_size)["stem"] | {"width": 64}}
+
+
+@preset
+def deit_tiny(img_size: int) -> dict:
+    """DeiT-Ti (arXiv 2012.12877), which is ViT-Ti with its class token: 5.7 M parameters."""
+    return vit_tiny(img_size) | {"num_prefix": 1, "head": {"pool": "first", "norm": _EPS}, "block": {"num_heads": 3, "norm": _EPS}}
+
+
+@preset
+def mixer_s16(img_size: int) -> dict:
+    """MLP-Mixer S/16 (arXiv 2105.01601): 18.5 M parameters."""
+    return mixer_tiny(img_size) | {"dim": 512, "depth": 8, "block": {"norm": _EPS}, "head": {"norm": _EPS}}
+
+
+@preset
+def convnext_tiny(img_size: int) -> dict:
+    """ConvNeXt-T (arXiv 2201.03545): 28.6 M parameters."""
+    return {
+        "model": "pyramid", "dims": _WIDTHS, "depths": [3, 3, 9, 3], "layer": {"name": "convnext", "norm": _EPS},
+        "downsample": {"name": "conv_stride", "kernel_size": 2, "pre_norm": _EPS, "norm": "none"}, "stem": patches(img_size, _EPS),
+        "head": {"norm": "none", "pooled_norm": _EPS}, "block": {"norm": _EPS}}
+
+
+@preset
+def inception_next_tiny(img_size: int) -> dict:
+    """InceptionNeXt-T (arXiv 2303.16900): 28.1 M parameters."""
+    unit = {"name": "convnext", "layer": "inception_dw", "norm": "batch"}
+    return {
+        "model": "pyramid", "dims": _WIDTHS, "depths": [3, 3, 9, 3], "layer": [unit, unit, unit, unit | {"mlp_ratio": 3}],
+        "downsample": {"name": "conv_stride", "kernel_size": 2, "pre_norm": "batch", "norm": "none"}, "stem": patches(img_size, "batch"),
+        "head": {"norm": "none", "hidden_dim": 2304}, "block": {"norm": "batch"}}
+
+
+@preset
+def poolformer_s12(img_size: int) -> dict:
+    """PoolFormer-S12 (arXiv 2111.11418): 11.9 M parameters."""
+    return {
+        "model": "pyramid", "dims": [64, 128, 320, 512], "depths": [2, 2, 6, 2], "layer": "pooling",
+        "downsample": {"name": "conv_stride", "norm": "none"}, "stem": overlapping(img_size, False, 2),
+        "head": {"norm": "none", "pooled_norm": _EPS}, "block": {"norm": "group", "layer_scale": 1e-5}}
+
+
+@preset
+def focalnet_tiny_srf(img_size: int) -> dict:
+    """FocalNet-T with two focal levels (arXiv 2203.11926): 28.4 M parameters."""
+    return {
+        "model": "pyramid", "dims": _WIDTHS, "depths": [2, 2, 6, 2], "layer": "focal_modulation",
+        "downsample": {"name": "conv_stride", "kernel_size": 2}, "stem": patches(img_size)}
+
+
+@preset
+def swin_tiny(img_size: int) -> dict:
+    """Swin-T (arXiv 2103.14030), with windows of 4 pixels below 112: 28.3 M parameters."""
+    pair = [{"name": "window_attention", "window_size": by_size(img_size, 4, 4, 7), "shift": shift} for shift in (False, True)]
+    return {
+        "model": "pyramid", "dims": _WIDTHS, "depths": [2, 2, 6, 2], "layer": [pair] * 4, "downsample": "patch_merge", "stem": patches(img_size)}
+
+
+@preset
+def swinv2_tiny(img_size: int) -> dict:
+    """Swin V2-T with windows of 8 pixels (arXiv 2111.09883), of 4 below 112: 28.3 M parameters."""
+    pair = [{"name": "swin_v2_attention", "window_size": by_size(img_size, 4, 4, 8), "shift": shift} for shift in (False, True)]
+    return swin_tiny(img_size) | {
+        "layer": [pair] * 4, "downsample": {"name": "patch_merge", "norm_last": True}, "block": {"post_norm": "branch"}}
+
+
+@preset
+def pvt_v2_b0(img_size: int) -> dict:
+    """PVT v2-B0 (arXiv 2106.13797): 3.7 M parameters."""
+    reduced = [{"name": "spatial_reduction", "reduction": r, "num_heads": h} for r, h in ((8, 1), (4, 2), (2, 5), (1, 8))]
+    return {
+        "model": "pyramid", "dims": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "layer": reduced,
+        "ffn": [{"name": "conv_ffn", "mlp_ratio": ratio} for ratio in (8, 8, 4, 4)], "stem": overlapping(img_size, "layer", 3),
+        "downsample": {"name": "conv_stride", "pre_norm": _EPS}, "head": {"norm": _EPS}, "block": {"norm": _EPS}}
+
+
+@preset
+def twins_svt_small(img_size: int) -> dict:
+    """Twins-SVT-S (arXiv 2104.13840), with windows of 4 pixels below 112: 24.1 M parameters."""
+    window = {"name": "twins", "kind": "local", "window_size": by_size(img_size, 4, 4, 7)}
+    pairs = [[window, {"name": "twins", "kind": "global", "reduction": reduction}] for reduction in (8, 4, 2, 1)]
+    return {
+        "model": "pyramid", "dims": [64, 128, 256, 512], "depths": [2, 2, 10, 4], "layer": pairs,
+        "position": {"name": "conditional", "after": "block"},
+        "downsample": {"name": "conv_stride", "kernel_size": 2}, "stem": patches(img_size), "head": {"norm": _EPS},
+        "block": {"norm": _EPS}}
+
+
+@preset
+def gmlp_s16(img_size: int) -> dict:
+    """gMLP-S (arXiv 2105.08050): 19.4 M parameters."""
+    return mixer_s16(img_size) | {"dim": 256, "depth": 30, "layer": "gmlp", "ffn": "none"}
+
+
+@preset
+def efficientformer_l1(img_size: int) -> dict:
+    """EfficientFormer-L1 (arXiv 2206.01191), attention in the last block, with the mean of its two heads: 11.8 M parameters."""
+    attention = {"name": "efficientformer", "variant": "v1", "num_heads": 8, "block": {"norm": "layer", "ffn": "mlp"}}
+    return {
+        "model": "pyramid", "dims": [48, 96, 224, 448], "depths": [3, 2, 6, 4], "layer": ["pooling"] * 3 + [["pooling"] * 3 + [attention]],
+        "ffn": {"name": "mlp", "norm": "batch"}, "downsample": {"name": "conv_stride", "norm": "batch"},
+        "stem": {"name": "overlap", "stride": by_size(img_size, 2, 2, 4), "act": "relu", "proj": False},
+        "block": {"norm": "none", "layer_scale": 1e-5}}
