@@ -17,6 +17,7 @@ import re
 import shutil
 import socket
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from layerzoo import __version__
 from layerzoo.errors import DataRefused, Refusal, bad_value
+from layerzoo.foreign import check_file, refuse_file
 from layerzoo.model_card import model_card
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ FORMAT = 1
 WEIGHTS, CONFIG, CARD, MANIFEST = "model.safetensors", "config.json", "README.md", "manifest.json"
 FILES = (WEIGHTS, CONFIG, CARD)  # what the manifest vouches for
 LARGEST = {WEIGHTS: 2**36, CONFIG: 2**20, CARD: 2**22, MANIFEST: 2**22}  # bytes
+_MOST_VALUES, _DEEPEST = 2**18, 64  # of JSON: far beyond any checkpoint, and read and written again in a moment
 _AGAIN = "Copy or pull the folder again."
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<state>new|old)-(?P<host>.+)-(?P<process>\d{1,9})-\d+")
 _in_use: set[str] = set()  # hidden names in use in this process; others with its number are of a dead one that had it
@@ -90,7 +93,8 @@ def verify_checkpoint(folder: str | Path) -> dict:
     Warns:
         UserWarning: if what is read is the previous folder, which an overwrite that was killed left under its hidden name.
     Raises:
-        ValueError: for a file that is missing, truncated, changed, malformed or too large, by its name.
+        DataRefused: for a file that is missing, truncated, changed, malformed or too large, by its name.
+        SecurityRefused: for a pickle or an archive, a link out of the folder, a device or a pipe, none of which is opened.
     """
     return _read(Path(folder))[0]
 
@@ -117,6 +121,7 @@ def load_checkpoint(folder: str | Path) -> nn.Module:
         do = "Register layers of your own with layerzoo.register_layer first."
         raise refused(where, got=f"{type(error).__name__}: {error}", expected="a config that builds a model", do=do) from error
     where = Path(folder, WEIGHTS)
+    _check_header(contents[WEIGHTS], where)
     try:
         tensors = load(contents[WEIGHTS])
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
@@ -161,7 +166,7 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     if os.path.lexists(target) and not (overwrite and (target / MANIFEST).is_file()):
         do = "Delete it or choose another name." if overwrite else "Choose another name, or pass overwrite=True."
         raise bad_value(str(target), got="a path that exists", expected="a new folder" + " or a checkpoint" * overwrite, do=do)
-    mark = f"{socket.gethostname()}-{os.getpid()}-{next(_count)}"
+    mark = _mark()
     temp, old = (target.with_name(f".{target.name}.{state}-{mark}") for state in ("new", "old"))
     _in_use.update((temp.name, old.name))
     try:
@@ -175,6 +180,14 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         _in_use.difference_update((temp.name, old.name))
         _sweep(target.parent)
+
+
+def vanish(folder: Path) -> None:
+    """Delete a folder by way of a hidden name, so that a part of it never stands in its place; does nothing if it is not there."""
+    hidden = folder.with_name(f".{folder.name}.new-{_mark()}")
+    with suppress(FileNotFoundError):
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden)
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -192,14 +205,34 @@ def to_json(value: object) -> bytes:
 
 def from_json(data: bytes, where: object) -> dict:
     """The JSON object in these bytes; anything else is refused."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise refused(where, got=f"JSON of more than {_MOST_VALUES} values", expected="no more than that")
+    twice = []
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=lambda pairs: _as_dict(pairs, twice))
+        if (depth := _depth(value)) > _DEEPEST:
+            raise RecursionError(f"{depth} levels")
         to_json(value)
     except (ValueError, RecursionError) as error:
         raise refused(where, got=f"malformed JSON ({str(error)[:80]})", expected="plain JSON") from error
+    if twice:
+        raise refused(where, got=f"the key {_short(twice[0])} twice", expected="each key once")
     if not isinstance(value, dict):
         raise refused(where, got=_short(value), expected="a JSON object")
     return value
+
+
+def _as_dict(pairs: list[tuple[str, object]], twice: list[str]) -> dict:
+    """The pairs as a dict; keys that are there twice, of which two readers could take different values, join that list."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    return found
+
+
+def _depth(value: object) -> int:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inside is None else 1 + max(map(_depth, inside), default=0)
 
 
 def refused(what: object, *, got: str, expected: str, do: str = _AGAIN) -> Refusal:
@@ -210,6 +243,8 @@ def refused(what: object, *, got: str, expected: str, do: str = _AGAIN) -> Refus
 def _read(folder: Path) -> tuple[dict, dict[str, bytes]]:
     """The manifest and the bytes that it vouches for: those verified are those used."""
     if not folder.is_dir():
+        if folder.exists():
+            refuse_file(folder)
         missing = folder.absolute()
         left = [path for path, hidden in _leftovers(missing.parent) if hidden["name"] == missing.name and hidden["state"] == "old"]
         if not left:
@@ -221,6 +256,7 @@ def _read(folder: Path) -> tuple[dict, dict[str, bytes]]:
 
 
 def _content(path: Path, stated: dict | None = None) -> bytes:
+    check_file(path)
     if not path.is_file():
         raise refused(path, got="no file", expected="one of the files of a checkpoint")
     size, largest = path.stat().st_size, LARGEST[path.name]
@@ -294,6 +330,14 @@ def _weights(model: nn.Module) -> bytes:
     return save(tensors, metadata={"format": "pt"})
 
 
+def _check_header(data: bytes, where: Path) -> None:
+    """What the library of safetensors takes and is no checkpoint's: a key that stands there twice, a header without measure."""
+    length = int.from_bytes(data[:8], "little")
+    if length > LARGEST[MANIFEST]:
+        raise refused(where, got=f"a header of {length} bytes", expected=f"at most {LARGEST[MANIFEST]}")
+    from_json(data[8: 8 + length], where)
+
+
 def _check_tensors(got: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
     for name in sorted(got.keys() | expected.keys()):
         there, wanted = _describe(got.get(name)), _describe(expected.get(name))
@@ -303,6 +347,11 @@ def _check_tensors(got: dict[str, Tensor], expected: dict[str, Tensor], where: P
 
 def _describe(tensor: Tensor | None) -> str:
     return "no such tensor" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _mark() -> str:
+    """Host, process and a count: the end of a hidden name."""
+    return f"{socket.gethostname()}-{os.getpid()}-{next(_count)}"
 
 
 def _leftovers(parent: Path) -> Iterator[tuple[Path, re.Match]]:

@@ -18,6 +18,16 @@ class DataRefused(Refusal):
     exit_code = 65
 
 
+class SecurityRefused(Refusal):
+    """What could run code or reach outside its folder, refused unopened."""
+
+    exit_code = 77
+
+
+class RankLost(RuntimeError):
+    """Another process of a run ended or did not answer; its own message says why."""
+
+
 def bad_value(what: str, *, got: object, expected: str, do: str, kind: type[Refusal] = Refusal) -> Refusal:
     """A refusal in the one form the library uses."""
     return kind(f"{what}: got {got}, expected {expected}. {do}")

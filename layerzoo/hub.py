@@ -3,27 +3,33 @@
 `checkpoints/index.json` is {"format": 1, "checkpoints": {name: entry}}. An entry pins its name to `manifest_sha256`, and the manifest
 pins the files; `sources` are folders beside the index, https:// and hf:// addresses, tried in order; `bytes`, `model`, `recipe`,
 `metrics`, `num_classes` and `input_size` (C, H, W) are for listings. What is pulled lies in $LAYERZOO_CACHE, else in the user's cache
-folder; from Hugging Face, in its own cache. LAYERZOO_OFFLINE=1 opens no connection.
+folder; from Hugging Face, in its own cache. LAYERZOO_OFFLINE=1 opens no connection. Processes that pull the same wait for one another
+where the file system can lock, and are right without it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import time
-import urllib.request
+import warnings
 from collections.abc import Iterator
-from http.client import HTTPException
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerzoo import checkpoint
-from layerzoo.checkpoint import FILES, LARGEST, MANIFEST, refused, staged, verify_checkpoint, write_synced
+from layerzoo.checkpoint import FILES, LARGEST, MANIFEST, refused, staged, vanish, verify_checkpoint, write_synced
+from layerzoo.download import CHECK, check_address, download
 from layerzoo.errors import DataRefused, Refusal, bad_value, unknown_name
+from layerzoo.foreign import HEAD, check_beginning, check_name
 from layerzoo.paths import cache_folder
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from torch import nn
 
 _ROOT = Path(__file__).parent
@@ -33,11 +39,7 @@ _ENTRY = {
     "manifest_sha256": str, "sources": list, "bytes": int, "model": str, "recipe": str, "metrics": dict, "num_classes": int,
     "input_size": list}
 _NAME = re.compile(r"(?!index\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_TIMEOUT = 30.0  # seconds without a byte
-_SLOWEST = 10_000  # bytes per second over a whole file
-_CHUNK = 2**20
-_ADDRESS = re.compile(r"(https://[\w.-]+|http://(localhost|127\.0\.0\.1|\[::1\]))(:\d+)?(/[!-~]*)?", re.ASCII)
-_CHECK = "Check the address, or try again later."
+_PATIENCE = 600.0  # seconds to wait for another process that pulls the same
 
 
 class CacheRefused(Refusal):
@@ -53,7 +55,9 @@ def load(address: str | Path) -> nn.Module:
         address: a name of `list_checkpoints()`, "name@sha256" with 8 or more digits of its manifest's hash, a folder,
             "https://..." of such a folder, or "hf://org/repo[@revision]".
     Raises:
-        ValueError: for an unknown name, an address that does not answer, or files that are not what they should be.
+        ValueError: for an unknown name or address.
+        DataRefused: for an address that does not answer, or files that are not what they should be.
+        SecurityRefused: for a pickle, an archive, a device, or a link out of the folder, by its name or first bytes; it is not opened.
     """
     return checkpoint.load_checkpoint(pull(address))
 
@@ -62,6 +66,7 @@ def pull(address: str | Path) -> Path:
     """The verified folder of a checkpoint on this machine; arguments and errors as for `load`."""
     address = str(address)
     if re.match("[a-z0-9+]+://", address):
+        check_name(re.split("[?#]", address)[0])
         return _fetch(address)
     if "/" in address:
         return _checked(Path(address), None)
@@ -70,6 +75,7 @@ def pull(address: str | Path) -> Path:
         return _pull_published(name, pin if pinned else None)
     if Path(address).exists():
         return _checked(Path(address), None)
+    check_name(address)
     raise unknown_name("checkpoint", address, list_checkpoints(), "layerzoo.list_checkpoints()")
 
 
@@ -146,24 +152,30 @@ def _checked(folder: Path, digest: str | None) -> Path:
 def _fetch(address: str, digest: str | None = None) -> Path:
     if address.startswith("hf://"):
         return _fetch_from_hf(address, digest)
-    _check_address(address)
+    check_address(address)
     if _is_offline():
         raise refused(address, got="LAYERZOO_OFFLINE=1", expected="a connection", do="Unset it, or give a folder or a name once pulled.")
     base = address.rstrip("/")
-    data = _download_manifest(f"{base}/{MANIFEST}")
+    data = download(f"{base}/{MANIFEST}", LARGEST[MANIFEST], "a manifest", b"".join)
     found = hashlib.sha256(data).hexdigest()
     _check_digest(base, found, digest)
     manifest = checkpoint.parse_manifest(data, f"{base}/{MANIFEST}")
     target = _cache() / found
-    if _is_valid(target, found):
-        return target
+    with _turn(target):
+        return target if _is_valid(target, found) else _fill(target, base, manifest, data)
+
+
+def _fill(target: Path, base: str, manifest: dict, data: bytes) -> Path:
+    """Pull the files that the manifest states, which is also given as its bytes."""
     try:
-        with staged(target, overwrite=target.exists()) as temp:  # what stands there was altered since it was pulled
+        if os.path.lexists(target):  # altered since it was pulled
+            vanish(target)
+        with staged(target) as temp:
             for name in FILES:
                 _download_file(f"{base}/{name}", manifest["files"][name], temp / name)
             write_synced(temp / MANIFEST, data)
     except (OSError, Refusal) as error:
-        if _is_valid(target, found):  # another process was first
+        if _is_valid(target, target.name):  # another process was first
             return target
         if isinstance(error, Refusal):
             raise
@@ -180,67 +192,66 @@ def _fetch_from_hf(address: str, digest: str | None) -> Path:
         folder = Path(snapshot_download(
             repo, revision=revision or None, allow_patterns=[*FILES, MANIFEST], local_files_only=_is_offline()))
     except Exception as error:  # those of its HTTP client have no base in common with its own
-        raise refused(address, got=str(error), expected="a repository that can be read", do=_CHECK) from error
+        raise refused(address, got=str(error), expected="a repository that can be read", do=CHECK) from error
     return _checked(folder, digest)
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _check_address(newurl)
-        if newurl.split(":")[0] != req.type:
-            do = "A server may not send its clients elsewhere."
-            raise bad_value("redirect", got=repr(newurl), expected=f"an address of {req.type}", do=do)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_address(address: str) -> None:
-    if not _ADDRESS.fullmatch(address):
-        raise bad_value("address", got=repr(address), expected="https:// or hf://", do="Only these are pulled from, also after a redirect.")
-
-
-def _download(url: str, largest: int) -> Iterator[bytes]:
-    """The body in pieces, and never more than one piece beyond `largest` bytes; ends in limited time whatever the server does."""
-    deadline = time.monotonic() + _TIMEOUT + largest / _SLOWEST
-    try:
-        with urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT) as response:
-            while (piece := response.read1(_CHUNK)) and largest >= 0:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"less than {_SLOWEST} bytes per second")
-                largest -= len(piece)
-                yield piece
-    except (OSError, HTTPException) as error:
-        raise refused(url, got=str(error), expected="a file of a checkpoint", do=_CHECK) from error
-
-
-def _download_manifest(url: str) -> bytes:
-    data = b"".join(_download(url, LARGEST[MANIFEST]))
-    if len(data) > LARGEST[MANIFEST]:
-        raise refused(url, got=f"more than {LARGEST[MANIFEST]} bytes", expected="a manifest", do=_CHECK)
-    return data
+def _check_bytes(url: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, once the first has shown that no pickle and no archive comes."""
+    head = b""
+    for piece in pieces:
+        if len(head) < HEAD:
+            head += piece[:HEAD]
+            check_beginning(url, head)
+        yield piece
 
 
 def _download_file(url: str, stated: dict, path: Path) -> None:
-    size, digest = 0, hashlib.sha256()
-    with open(path, "xb") as file:
-        for piece in _download(url, stated["bytes"]):
-            size += len(piece)
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+    def write(pieces: Iterator[bytes]) -> tuple[int, str]:
+        digest = hashlib.sha256()
+        with open(path, "wb") as file:
+            for piece in _check_bytes(url, pieces):
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        return path.stat().st_size, digest.hexdigest()
+
+    size, digest = download(url, stated["bytes"], f"{stated['bytes']}, as {MANIFEST} states", write)
     if size != stated["bytes"]:
-        got = f"{size} bytes" if size < stated["bytes"] else f"more than {stated['bytes']} bytes"
-        raise refused(url, got=got, expected=f"{stated['bytes']}, as {MANIFEST} states", do=_CHECK)
-    if digest.hexdigest() != stated["sha256"]:
-        got, expected = f"SHA-256 {digest.hexdigest()[:12]}...", f"{stated['sha256'][:12]}..., as {MANIFEST} states"
-        raise refused(url, got=got, expected=expected, do=_CHECK)
+        raise refused(url, got=f"{size} bytes", expected=f"{stated['bytes']}, as {MANIFEST} states", do=CHECK)
+    if digest != stated["sha256"]:
+        got, expected = f"SHA-256 {digest[:12]}...", f"{stated['sha256'][:12]}..., as {MANIFEST} states"
+        raise refused(url, got=got, expected=expected, do=CHECK)
+
+
+@contextmanager
+def _turn(target: Path) -> Iterator[None]:
+    """One process at a time for each target. A courtesy: where nothing can be locked, each pulls for itself."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            _wait(stack.enter_context(open(cache_folder() / ".pulls", "ab")), target)
+        yield
+
+
+def _wait(locks: BinaryIO, target: Path) -> None:
+    """Lock the one byte that stands for the target; what a dead process had locked is free."""
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        try:
+            fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(target.name[:15], 16))
+            return
+        except (BlockingIOError, PermissionError):
+            time.sleep(0.05)
+    warnings.warn(f"{target}: another process pulls it for more than {_PATIENCE:.0f} s; it is pulled here as well.", stacklevel=2)
 
 
 def _is_valid(folder: Path, digest: str) -> bool:
     """Whether this verified checkpoint stands there."""
     try:
         return _digest(verify_checkpoint(folder)) == digest
-    except DataRefused:
+    except Refusal:
         return False
 
 
@@ -252,7 +263,7 @@ def _digest(manifest: dict) -> str:
 def _check_digest(where: object, found: str, digest: str | None) -> None:
     if found != (digest or found):
         got, expected = f"a manifest with SHA-256 {found[:12]}...", f"{digest[:12]}..., as the index states"
-        raise refused(where, got=got, expected=expected, do=_CHECK)
+        raise refused(where, got=got, expected=expected, do=CHECK)
 
 
 def _root() -> Path:

@@ -16,6 +16,7 @@ from layerzoo.errors import DataRefused, Refusal, bad_value
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")  # of pixels: EPS, say, is a program to be run
 MAX_PIXELS = 2**26  # 201 MB as RGB; a file of 10 kB may claim any size
 
 
@@ -28,7 +29,7 @@ def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
     Raises:
         DataRefused: naming the image, if it is broken, truncated, above MAX_PIXELS, or of a range that cannot be known.
     """
-    with named(name), Image.open(file) as image:
+    with named(name), Image.open(file, formats=_FORMATS) as image:
         return as_rgb(image, name)
 
 

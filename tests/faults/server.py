@@ -1,6 +1,7 @@
 """A server of one checkpoint on the loopback, which can be told to misbehave."""
 
 import http.server
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from layerzoo.checkpoint import FILES, MANIFEST
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[type]:
-    """Serves the folder under /a. `answers[name]` replaces (status, headers, body) of a file, `asked` lists the requests, `pause` is
-    the seconds before each eighth of a body."""
+def serve(folder: Path, context: ssl.SSLContext | None = None) -> Iterator[type]:
+    """Serves the folder under /a. `answers[name]` replaces (status, headers, body) of a file, a list of these one after another with
+    None for the file itself; `asked` lists the requests, `pause` is the seconds before each eighth of a body."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         answers, asked, pause = {}, [], 0.0
@@ -23,7 +24,10 @@ def serve(folder: Path) -> Iterator[type]:
             self.asked.append(self.path)
             known = self.path == f"/a/{name}" and name in (*FILES, MANIFEST)
             body = (folder / name).read_bytes() if known else b"no"
-            status, headers, body = self.answers.get(name, (200 if known else 404, {}, body))
+            answer = self.answers.get(name)
+            if isinstance(answer, list):
+                answer = answer.pop(0) if answer else None
+            status, headers, body = answer or (200 if known else 404, {}, body)
             self.send_response(status)
             for key, value in ({"Content-Length": len(body)} | headers).items():
                 self.send_header(key, str(value))
@@ -37,8 +41,11 @@ def serve(folder: Path) -> Iterator[type]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        if context:
+            httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
         httpd.handle_error = lambda *client: None  # a client that has heard enough hangs up
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-        Handler.url = f"http://127.0.0.1:{httpd.server_port}/a"
+        Handler.folder = folder
+        Handler.url = f"https://localhost:{httpd.server_port}/a" if context else f"http://127.0.0.1:{httpd.server_port}/a"
         yield Handler
         httpd.shutdown()
