@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from layerzoo.api import list_layers
 from layerzoo.config import GREY, Recipe
-from layerzoo.errors import Refusal, bad_value, unknown_name
+from layerzoo.errors import RankLost, Refusal, bad_value, unknown_name
 from layerzoo.launch.cli import OPTIONS, add_launch
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.quiet import quiet
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _OWN_OPTIONS = (
-    "--help", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes",
+    "--help", "--fresh", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes",
     "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query", *OPTIONS)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0 done, 1 a loss that is not finite, 2 a recipe or usage that is wrong, 65 data refused, 74 storage, 77 refused for
+        0 done, 1 a loss that is not finite or a rank that is lost, 2 a recipe or usage that is wrong, 65 data refused, 74 storage, 77 refused for
         security, 130 interrupted. Any other fault leaves as an exception, which ends the process with 1.
     """
     parser = _parser()
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"storage: got {error}, expected a place to write. Free space, or name another folder: --runs PATH.", file=sys.stderr)
         return 74
-    except FloatingPointError as error:
+    except (FloatingPointError, RankLost) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = verb("fit", _fit, "train a recipe, then test it")
     fit.add_argument("recipe", help="a name of `layerzoo list recipes`, or a .yaml file")
-    fit.add_argument("--resume", default="never", metavar="auto|never|PATH", help="go on from the newest or the given training checkpoint")
+    begin = fit.add_mutually_exclusive_group()
+    begin.add_argument("--fresh", action="store_true", help="begin a new run; else the newest of this recipe and seed goes on, if there is one")
+    begin.add_argument("--resume", default="auto", metavar="PATH", help="go on with the run in this folder")
     for name, text in {"validate": "validation metrics of a checkpoint", "test": "test metrics of a checkpoint"}.items():
         verb(name, _evaluate, text).add_argument("recipe", help="a name of `layerzoo list recipes`, or a .yaml file")
     predict = verb("predict", _predict, "classes and probabilities of images, or of a recipe's test set")
@@ -148,7 +150,7 @@ def _fit(args: argparse.Namespace) -> None:
     recipe, name = _start(args)
     from layerzoo.train import run
 
-    result = run.fit(recipe, recipe_name=name, resume=args.resume)
+    result = run.fit(recipe, recipe_name=name, resume="never" if args.fresh else args.resume)
     checkpoint = shlex.quote(str(result.checkpoint))
     _say(f"{_metrics(result.metrics)}\nrun   {result.folder}\nnext  layerzoo predict IMAGE --checkpoint {checkpoint}")
 

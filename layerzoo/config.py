@@ -117,9 +117,11 @@ class OptimizerConfig:
 
     Args:
         name: one of timm.optim.list_optimizers(), such as sgd, adamw, muon.
-        lr: peak learning rate at the recipe's batch_size.
+        lr: peak learning rate, for the recipe's batch_size unless it is scaled.
         weight_decay: applied to matrices and kernels only, never to biases, norms, tables and scales.
         momentum: of SGD and Muon.
+        lr_scaling: how the peak follows data.batch_size: "linear" (arXiv 1706.02677), "sqrt", or "none".
+        lr_batch_size: images per step that `lr` is meant for where it is scaled.
         options: further options of that optimiser (nesterov, betas ...).
     """
 
@@ -127,6 +129,8 @@ class OptimizerConfig:
     lr: float = 1e-3
     weight_decay: float = 0.05
     momentum: float = 0.9
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    lr_batch_size: int = 256
     options: dict = field(default_factory=dict)
 
 
@@ -186,6 +190,8 @@ class TrainerConfig:
         accumulate_grad_batches: batches per optimiser step.
         log_every_n_steps: steps between two readings of the training metrics.
         check_val_every_n_epoch: epochs between validations.
+        save_minutes: minutes between two training checkpoints within an epoch.
+        rank_timeout: seconds to wait for another rank before all end.
         callbacks: further callbacks as {class_path: ..., init_args: {...}} from the allowed packages.
         options: any other argument of pytorch_lightning.Trainer.
     """
@@ -200,6 +206,8 @@ class TrainerConfig:
     accumulate_grad_batches: int = 1
     log_every_n_steps: int = 50
     check_val_every_n_epoch: int = 1
+    save_minutes: float = 10
+    rank_timeout: float = 300
     callbacks: list[dict] = field(default_factory=list)
     options: dict = field(default_factory=dict)
 

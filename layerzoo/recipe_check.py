@@ -30,7 +30,8 @@ _BY_THE_RUN = {"logger", "default_root_dir", "enable_checkpointing", "enable_pro
 _RULES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     ">= 1": (lambda v: v >= 1, (
         "data.img_size", "data.batch_size", "data.eval_batch_size", "trainer.max_epochs", "trainer.num_nodes",
-        "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch")),
+        "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch",
+        "task.optimizer.lr_batch_size")),
     ">= 0": (lambda v: v >= 0, (
         "seed", "data.num_workers", "data.augment.crop_padding", "data.augment.cutout", "data.augment.mixup", "data.augment.cutmix",
         "data.augment.color_jitter", "task.optimizer.weight_decay", "task.schedule.warmup_epochs", "logging.wrong_predictions")),
@@ -38,7 +39,8 @@ _RULES: dict[str, tuple[Callable, tuple[str, ...]]] = {
         "model.drop_path", "data.val_fraction", "data.augment.resized_crop", "task.label_smoothing", "task.ema_decay",
         "task.optimizer.momentum")),
     ">= 0 and <= 1": (lambda v: 0 <= v <= 1, ("task.schedule.start", "task.schedule.end")),
-    "> 0": (lambda v: v > 0, ("task.optimizer.lr", "trainer.gradient_clip_val", "model.layer_scale")),
+    "> 0": (lambda v: v > 0, (
+        "task.optimizer.lr", "trainer.gradient_clip_val", "trainer.save_minutes", "trainer.rank_timeout", "model.layer_scale")),
     "> 0 and <= 1": (lambda v: 0 < v <= 1, ("data.train_fraction",)),
 }
 

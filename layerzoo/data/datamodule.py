@@ -72,6 +72,10 @@ class ImageData(pl.LightningDataModule):
         _say(f"feed   {reason}; mean and std {'of the training images' if self.in_memory else 'of ImageNet'}{note}")
 
     def teardown(self, stage: str | None = None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers, as Lightning does not where a run fails."""
         for loader in self._loaders.values():
             loader.close()
 
@@ -107,7 +111,9 @@ class ImageData(pl.LightningDataModule):
         return self._loaders[key]
 
     def _feed(self, which: str, index: np.ndarray, **options) -> Feed:
-        return Feed(index=index, labels=self.sets[which].labels[index], num_classes=len(self.classes), mean=self.mean, std=self.std, **options)
+        return Feed(
+            index=index, labels=self.sets[which].labels[index], num_classes=len(self.classes), mean=self.mean, std=self.std, name=self.sets[which].name,
+            **options)
 
     def _create(self, which: str, feed: Feed) -> Loader:
         if self.in_memory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ class Feed:
         world_size: number of processes.
         device: where batches go.
         listing: hash of the samples, compared when a run is resumed.
+        name: what messages call a sample, by its number in the set.
     """
 
     index: np.ndarray
@@ -48,6 +49,7 @@ class Feed:
     world_size: int = 1
     device: torch.device = CPU
     listing: str = ""
+    name: Callable[[int], str] = str
 
 
 class Loader:
@@ -112,6 +114,11 @@ class Loader:
             return np.arange(feed.rank, len(feed.index), feed.world_size)
         order = permutation(len(feed.index), feed.augment.seed, epoch, Draw.ORDER)[: self.count * feed.world_size]
         return order[feed.rank :: feed.world_size]
+
+    def names(self, epoch: int, step: int) -> list[str]:
+        """Of the samples in batch `step` of an epoch."""
+        index = self.order(epoch)[step * self.local_batch : (step + 1) * self.local_batch]
+        return [self.feed.name(int(i)) for i in self.feed.index[index]]
 
     def pixels(self, index: np.ndarray, epoch: int, parts: list[slice]) -> Iterator[Tensor]:
         """For each of the parts of `index`, these samples cropped and mirrored: (B, H, W, 3) uint8."""

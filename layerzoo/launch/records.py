@@ -80,10 +80,9 @@ def find_job(runs: str, name: str) -> tuple[Path, Job, int | None]:
 
 
 def newest_run(base: Path) -> Path | None:
-    """Of the folders `base`, `base`-1 and so on, the newest that a run would go on from, else the newest."""
+    """Of the folders `base`, `base`-1 and so on, the newest, which a run goes on from."""
     found = [base, *sorted(base.parent.glob(f"{base.name}-*"), key=lambda p: int(p.name[len(base.name) + 1:]))]
-    found = [p for p in found if p.is_dir()]
-    return next(iter([p for p in reversed(found) if (p / "ckpt" / "last.ckpt").exists()] + found[::-1]), None)
+    return next((p for p in reversed(found) if p.is_dir()), None)
 
 
 def final_metrics(base: Path) -> dict[str, float] | None:

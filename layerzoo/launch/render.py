@@ -118,7 +118,7 @@ def fit_words(plan: Plan, machines: Machines) -> list[str]:
         own["trainer.accelerator"] = "gpu" if machines.gpus_per_node else "cpu"
     if "trainer.strategy" in plan.free and machines.nodes * machines.ranks > 1:
         own["trainer.strategy"] = "ddp"
-    return ["-m", "layerzoo", "fit", plan.recipe, "--resume=auto", *(f"--{k}={v}" for k, v in own.items()), *options(plan.common)]
+    return ["-m", "layerzoo", "fit", plan.recipe, *(f"--{k}={v}" for k, v in own.items()), *options(plan.common)]
 
 
 def options(overrides: list[str]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -66,11 +66,15 @@ class Task(pl.LightningModule):
             self.average.follow(self.model)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        if batch_idx == 0:
-            # from the epoch alone, so that a resumed run draws what the unbroken one would; at the first batch, since
-            # making a loader's iterator draws too, in a resumed run before the epoch and else in it
-            seed = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1)[0]
-            torch.manual_seed(int(seed))
+        self.reseed(batch_idx)
+
+    def reseed(self, batch_idx: int) -> None:
+        """Dropout and drop path of this batch are drawn from (seed, epoch, batch, rank) alone, so that a resumed run draws what the unbroken one would."""
+        key = f"{self.seed} {self.current_epoch} {batch_idx} {self.global_rank}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would take a stack trace where there is no GPU
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def __setattr__(self, name: str, value: object) -> None:
         # Lightning sets a text 44 times a step; a plain attribute needs none of nn.Module's bookkeeping

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-_REMEDY = "Lower task.optimizer.lr, lengthen the warm-up, or set trainer.gradient_clip_val."
+from layerzoo.train.nonfinite import REMEDY, explain, first_spoiled
 
 
 @dataclass
@@ -33,8 +33,9 @@ class StepMeter(pl.Callback):
     """Gathers the loss of each step on the device, reads it every n steps and at the end of an epoch, and logs it.
 
     Logged: train/loss and what layers report, as train/<name> (means over the steps since the last reading, and over ranks),
-    train/lr, train/images_per_s (all ranks, without evaluation). A loss that is not finite stops the run at the reading, naming the step; no checkpoint is
-    saved after such a loss or with such weights.
+    train/lr, train/images_per_s (all ranks, without evaluation). A loss that is not finite stops the run: on one CPU, where looking
+    costs nothing, or if every step is read, before it spoils the weights, naming step, samples and the first layer that is not
+    finite; else at the reading, naming step and samples. No checkpoint is saved after such a loss or with such weights.
 
     Args:
         every_n_steps: optimiser steps between readings.
@@ -49,8 +50,22 @@ class StepMeter(pl.Callback):
         self.epoch = Epoch()
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self.losses = torch.zeros(self.every_n_steps * trainer.accumulate_grad_batches, device=task.device)
+        kept, self.losses = self.losses[: self.filled], torch.zeros(self.every_n_steps * trainer.accumulate_grad_batches, device=task.device)
         self.slots = self.losses.unbind()
+        self.filled = min(len(kept), len(self.slots) - 1)  # of a resumed run, which may read more often than before
+        self.losses[: self.filled] = kept[: self.filled]
+        self.reported = {name: total.to(task.device) for name, total in self.reported.items()}
+        self.images, self.start = 0, time.perf_counter()
+        self.prompt = self.every_n_steps == 1 or (trainer.world_size == 1 and task.device.type == "cpu")
+
+    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch: tuple, batch_idx: int) -> None:
+        self.batch, self.batch_idx = batch, batch_idx
+
+    def on_before_backward(self, trainer: pl.Trainer, task: pl.LightningModule, loss: Tensor) -> None:
+        if self.prompt and not trainer.strategy.reduce_boolean_decision(math.isfinite(loss.item())):
+            names = _names(trainer, self.batch_idx) or [f"sample {i} of the batch" for i in range(len(self.batch[1]))]
+            why = explain(task, self.batch, self.batch_idx, names)
+            raise FloatingPointError(f"training loss at step {trainer.global_step + 1} is {loss.item()}: {why}. {REMEDY}")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.epoch = Epoch()
@@ -80,7 +95,16 @@ class StepMeter(pl.Callback):
         weights = [t for t in (*task.parameters(), *task.buffers()) if t.is_floating_point()]
         finite = bool(torch.stack([t.isfinite().all() for t in weights]).all())
         if not trainer.strategy.reduce_boolean_decision(finite):
-            raise FloatingPointError(f"weights after step {trainer.global_step} are not finite. No checkpoint was saved. {_REMEDY}")
+            spoiled = first_spoiled(task) or "those of another rank"
+            raise FloatingPointError(f"weights after step {trainer.global_step} are not finite: {spoiled}. No checkpoint was saved. {REMEDY}")
+        reported = {name: trainer.strategy.reduce(total.clone(), reduce_op="mean") for name, total in sorted(self.reported.items())}
+        mean = trainer.strategy.reduce(self.losses[: self.filled].clone(), reduce_op="mean")
+        checkpoint["meter"] = {"losses": mean, "reported": reported, "first_step": self.first_step, "epoch": vars(self.epoch).copy()}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict) -> None:
+        kept = checkpoint["meter"]
+        self.losses, self.reported, self.first_step = kept["losses"], kept["reported"], kept["first_step"]
+        self.filled, self.epoch = len(self.losses), Epoch(**kept["epoch"])
 
     def _read(self, trainer: pl.Trainer) -> None:
         losses = self._losses(trainer)
@@ -108,7 +132,16 @@ class StepMeter(pl.Callback):
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 step = self.first_step + i // trainer.accumulate_grad_batches + 1
-                raise FloatingPointError(f"training loss at step {step} is {loss}. {_REMEDY}")
+                names = _names(trainer, self.batch_idx + 1 - len(losses) + i)
+                samples = f" (samples of rank {trainer.global_rank}: {', '.join(names[:3])} ...)" if names else ""
+                do = "Resumed with --trainer.log_every_n_steps 1, the run names the layer."
+                raise FloatingPointError(f"training loss at step {step} is {loss}{samples}. {REMEDY} {do}")
+
+
+def _names(trainer: pl.Trainer, batch_idx: int) -> list[str]:
+    """Of this rank's samples in a batch of the epoch, where the loader knows them."""
+    names = getattr(trainer.train_dataloader, "names", None)
+    return names(trainer.current_epoch, batch_idx) if names else []
 
 
 class Progress(StepMeter):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,7 +22,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from layerzoo.config import Recipe
 from layerzoo.errors import bad_value
 from layerzoo.recipe import NOT_IN_HASH, read_recipe, resolved, run_base, save
+from layerzoo.train.saving import newest_whole
 
+_RECIPE = "recipe.yaml"
 _PACKAGES = {"layerzoo", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "wandb", "numpy", "pillow", "safetensors"}
 
 
@@ -29,31 +36,59 @@ def open_folder(recipe: Recipe, recipe_name: str, resume: str) -> tuple[Path, Pa
     Args:
         recipe: what to run.
         recipe_name: as listed, such as "cifar10/resnet18".
-        resume: "never" for a new run; "auto" for the newest run of this recipe and seed that has a training checkpoint,
-            else a new one; or the path of a run folder or of a .ckpt file in its folder ckpt.
+        resume: "auto" for the newest run of this recipe and seed, else a new one; "never" for a new one; or the path of a run folder.
     Raises:
-        ValueError: if there is nothing at that path, or its recipe differs from this one.
+        ValueError: if there is no run at that path, its recipe differs from this one, or all its training checkpoints are damaged.
     """
     base = run_base(recipe, recipe_name)
-    if resume == "auto":
-        started = [folder for folder in itertools.takewhile(Path.exists, _names(base)) if last_checkpoint(folder).exists()]
-        found = last_checkpoint(started[-1]) if started else None
-    else:
-        found = None if resume == "never" else Path(resume) if resume.endswith(".ckpt") else last_checkpoint(Path(resume))
-    if found is None:
+    if resume == "never":
         return _new_folder(recipe, base), None
-    if not found.is_file():
-        raise bad_value(
-            "--resume", got=repr(resume), expected=f"auto, never, or a run folder with a training checkpoint; {found} is not there",
-            do=f"Look below {base.parent}.")
-    folder = found.parent.parent
-    _check_same(recipe, folder / "recipe.yaml")
-    return folder, found
+    if resume == "auto":
+        folder = next(reversed([*itertools.takewhile(Path.exists, _names(base))]), None)
+        if folder is None:
+            return _new_folder(recipe, base), None
+        if not (folder / _RECIPE).exists():  # it was killed between making its folder and this
+            save(recipe, folder / _RECIPE)
+    else:
+        folder = Path(resume)
+        if not (folder / _RECIPE).is_file():
+            raise bad_value("--resume", got=repr(resume), expected="a run folder, with recipe.yaml in it", do=f"Look below {base.parent}.")
+    _check_same(recipe, folder / _RECIPE)
+    return folder, newest_whole(checkpoints(folder))
 
 
-def last_checkpoint(folder: Path) -> Path:
+def checkpoints(folder: Path) -> Path:
     """Where a run keeps what it resumes from."""
-    return folder / "ckpt" / "last.ckpt"
+    return folder / "ckpt"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder; whatever ends this process gives it free.
+
+    Raises:
+        ValueError: if a run is in it, by its host and process.
+    """
+    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by workers that outlive a kill
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            do = "Wait for it, or begin another with --fresh."
+            raise bad_value(f"run folder {folder}", got=f"a run in it ({lock.read().strip()})", expected="none", do=do) from None
+        except OSError:
+            pass  # a file system without locks
+        lock.truncate(0)
+        lock.write(f"host {socket.gethostname()}, process {os.getpid()}")
+        lock.flush()
+        yield
+
+
+def tell(folder: Path, **status: object) -> None:
+    """Replace status.json, which says how a run stands, for other programs."""
+    part = folder / ".status.json"
+    part.write_text(json.dumps(status | {"time": round(time.time(), 3)}, indent=1), encoding="utf-8")
+    os.replace(part, folder / "status.json")
 
 
 def versions() -> dict[str, str]:
@@ -77,7 +112,7 @@ def _new_folder(recipe: Recipe, base: Path) -> Path:
             break
         except FileExistsError:
             continue  # by an earlier run, or by one that starts just now
-    save(recipe, folder / "recipe.yaml")
+    save(recipe, folder / _RECIPE)
     (folder / "env.json").write_text(json.dumps(_environment(), indent=1), encoding="utf-8")
     return folder
 
@@ -92,7 +127,7 @@ def _check_same(recipe: Recipe, stored: Path) -> None:
     if differing:
         raise bad_value(
             "--resume", got="; ".join(differing), expected=f"the recipe that {stored.parent} began with",
-            do="Start a new run without --resume, or take the differences back.")
+            do="Begin a new run with --fresh, or take the differences back.")
 
 
 def _flat(values: dict, path: str = "") -> dict[str, object]:

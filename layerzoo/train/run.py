@@ -6,26 +6,27 @@ import dataclasses
 import importlib
 import logging
 import math
-import signal
-import warnings
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+import torch.distributed as dist
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import Strategy, StrategyRegistry
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from layerzoo.checkpoint import save_checkpoint, verify_checkpoint
 from layerzoo.config import Recipe, TrainerConfig
 from layerzoo.data.datamodule import ImageData
-from layerzoo.errors import bad_value
+from layerzoo.errors import RankLost, bad_value
 from layerzoo.hub import load
 from layerzoo.models import create_model
 from layerzoo.recipe import resolved, sha256
@@ -33,11 +34,14 @@ from layerzoo.report.cost import Cost, cost
 from layerzoo.tasks.classify import Classify
 from layerzoo.tasks.optim import multiplies_bfloat16
 from layerzoo.train.callbacks import PredictionReport, Progress
-from layerzoo.train.folder import last_checkpoint, open_folder, versions
+from layerzoo.train.folder import checkpoints, locked, open_folder, tell, versions
+from layerzoo.train.keeping import Keeper
 from layerzoo.train.loggers import MetricsFile, PatientWandbLogger, create_wandb
-from layerzoo.train.saving import SafeCheckpointIO
+from layerzoo.train.saving import FolderCheckpointIO, newest_whole
+from layerzoo.train.stopping import Signals
 
 WHITENING_IMAGES = 5000
+_PEER = re.compile("closed by peer|reset by peer|Timed out waiting|Broken pipe")  # how gloo says it
 
 
 @dataclass(frozen=True)
@@ -55,45 +59,52 @@ class RunResult:
     checkpoint: Path
 
 
-def fit(recipe: Recipe, *, recipe_name: str, resume: str = "never") -> RunResult:
+def fit(recipe: Recipe, *, recipe_name: str, resume: str = "auto") -> RunResult:
     """Train, test the final (averaged) weights, write the checkpoint.
 
     Args:
         recipe: what to run.
         recipe_name: names the run folder and the W&B group.
-        resume: "never"; "auto" = go on from the newest run of this recipe and seed, whose result is returned if it is
-            done, and begin one if there is none; or the path of a run folder.
+        resume: "auto" = go on with the newest run of this recipe and seed, whose result is returned if it is done, and begin
+            one if there is none; "never" = begin one; or the path of a run folder.
     Raises:
-        ValueError: for options that do not go together, or a run to resume that is another recipe's.
+        ValueError: for options that do not go together, a run to resume that is another recipe's, or one that runs now.
         FloatingPointError: if the loss or the weights cease to be finite, naming the step.
-        SystemExit: with 143, if the process is asked to terminate.
+        RankLost: if another process of the run is gone or does not answer in time.
+        SystemExit: with 143 or 130 after SIGTERM, SIGUSR1 or SIGINT, once what can be resumed is saved.
     """
     folder, resumed = open_folder(recipe, recipe_name, resume)
-    last, published = last_checkpoint(folder), folder / "checkpoint"
-    _say(f"run    {folder}" + (f", resumed from {resumed}" if resumed else ""))
-    if resume == "auto" and published.exists():
-        _say("       is done already")
+    published = folder / "checkpoint"
+    _say(f"run    {folder}" + (f", resumed from {resumed.name}" if resumed else ""))
+    if published.exists() and resume != "never":
+        _say("       is done already; --fresh begins another")
         return RunResult(folder, verify_checkpoint(published)["metrics"], published)
-    pl.seed_everything(recipe.seed, workers=True, verbose=False)
-    data = _data(recipe)
+    with Signals() as signals, _watched(folder):
+        pl.seed_everything(recipe.seed, workers=True, verbose=False)
+        with closing(_data(recipe)) as data:
+            return _fit(recipe, recipe_name, data, folder, resumed, signals)
+
+
+def _fit(recipe: Recipe, recipe_name: str, data: ImageData, folder: Path, resumed: Path | None, signals: Signals) -> RunResult:
+    published = folder / "checkpoint"
     model = create_model(**resolved(recipe)["model"], num_classes=len(data.classes), img_size=recipe.data.img_size, in_chans=data.in_chans)
     if hasattr(model.stem, "init_from_data"):  # asked of the stem, since thousands of images are read for it
         model.init_from_data(data.training_images(WHITENING_IMAGES))
     steps = math.ceil(len(data.train_dataloader()) / recipe.trainer.accumulate_grad_batches)
-    task = Classify(model, recipe.task, classes=data.classes, steps_per_epoch=steps, max_epochs=recipe.trainer.max_epochs, seed=recipe.seed)
+    config = dataclasses.replace(recipe.task, optimizer=dataclasses.replace(recipe.task.optimizer, lr=peak_rate(recipe)))
+    task = Classify(model, config, classes=data.classes, steps_per_epoch=steps, max_epochs=recipe.trainer.max_epochs, seed=recipe.seed)
     price = cost(model, (1, data.in_chans, *model.img_size))
-    saver = ModelCheckpoint(last.parent, filename=last.stem, enable_version_counter=False, save_on_train_epoch_end=True)
+    keeper = Keeper(checkpoints(folder), signals, recipe.trainer.save_minutes, recipe.trainer.rank_timeout)
+    about = {"recipe_name": recipe_name, "recipe_sha256": sha256(recipe), "seed": recipe.seed, "versions": versions()}
     with _loggers(recipe, recipe_name, folder) as loggers:
-        trainer = _trainer(recipe, loggers, [Progress(recipe.trainer.log_every_n_steps), saver, *_callbacks(recipe)])
-        _describe(recipe, data, price, trainer)
+        trainer = _trainer(recipe, loggers, [Progress(recipe.trainer.log_every_n_steps), keeper, *_callbacks(recipe)], about)
+        _describe(recipe, data, price, trainer, steps)
         for logger in loggers:
             logger.log_hyperparams({
                 "recipe": resolved(recipe), "recipe_sha256": sha256(recipe), "cost": dataclasses.asdict(price), "versions": versions(),
                 "precision": trainer.precision})
-        try:
-            trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
-        except SIGTERMException:
-            raise SystemExit(128 + signal.SIGTERM) from None  # left alone it would end the process as a success
+        with _together(trainer):
+            trainer.fit(task, datamodule=data, ckpt_path=resumed)
         trainer.callbacks.append(PredictionReport(data.classes, data.mean, data.std, folder, recipe.logging.wrong_predictions))
         metrics = trainer.test(task, datamodule=data, verbose=False)[0]
         if trainer.is_global_zero:
@@ -164,6 +175,13 @@ def _restore(recipe: Recipe, recipe_name: str, checkpoint: str | Path) -> tuple[
     return Classify(model, task, classes=data.classes, max_epochs=recipe.trainer.max_epochs), data
 
 
+def peak_rate(recipe: Recipe) -> float:
+    """The peak learning rate at the recipe's batch, which is that of one step over all devices and accumulated parts."""
+    optimizer = recipe.task.optimizer
+    ratio = recipe.data.batch_size / optimizer.lr_batch_size
+    return optimizer.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[optimizer.lr_scaling]
+
+
 def find_device(config: TrainerConfig) -> torch.device:
     """The kind of device that training takes on this machine."""
     found = torch.accelerator.current_accelerator(check_available=True) if config.accelerator != "cpu" else None
@@ -177,16 +195,68 @@ def find_precision(config: TrainerConfig) -> str:
     return "bf16-mixed" if multiplies_bfloat16(find_device(config)) else "32-true"
 
 
-def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]) -> pl.Trainer:
-    given = {k: v for k, v in vars(recipe.trainer).items() if k not in ("callbacks", "options")}
+@contextmanager
+def _watched(folder: Path) -> Iterator[None]:
+    """On rank 0 a run alone in its folder, whose status.json says how it stands."""
+    if rank_zero_only.rank:
+        yield
+        return
+    with locked(folder):
+        tell(folder, state="running")
+        try:
+            yield
+        except BaseException as error:
+            left = newest_whole(checkpoints(folder))
+            stopped = isinstance(error, SystemExit) and error.code in (130, 143)
+            tell(
+                folder, state="stopped" if stopped else "failed", reason=f"{type(error).__name__}: {error}", checkpoint=left.name if left else None)
+            if stopped:
+                print(f"stopped; `layerzoo fit` again goes on from {left.name if left else 'the start'}", flush=True)
+            raise
+        tell(folder, state="done")
+
+
+@contextmanager
+def _together(trainer: pl.Trainer) -> Iterator[None]:
+    """What gloo and NCCL say where another rank is gone or stuck, in a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if trainer.world_size == 1 or not (isinstance(error, dist.DistError) or _PEER.search(said)):
+            raise
+        raise RankLost(
+            f"rank {trainer.global_rank}: another rank ended, or did not answer in time ({said.splitlines()[0][:120]}). "
+            "Its own message says why; the same command goes on from what is saved.") from error
+
+
+class _NoHandlers(_SignalConnector):
+    """Lightning's handlers speak to other ranks, save and requeue in the middle of a step; ours set a flag."""
+
+    def register_signal_handlers(self) -> None:
+        pass
+
+
+def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback], about: dict | None = None) -> pl.Trainer:
+    given = {k: v for k, v in vars(recipe.trainer).items() if k not in ("callbacks", "options", "save_minutes", "rank_timeout")}
+    given["strategy"] = _patient(recipe.trainer)
     given["precision"] = find_precision(recipe.trainer)
     quiet = {"num_sanity_val_steps": 0, "enable_model_summary": False}
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # importing them sets INFO: devices, advertisements
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # as it should be in a resumed run
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **given, **(quiet | recipe.trainer.options), logger=loggers, callbacks=callbacks, enable_checkpointing=bool(callbacks),
-        use_distributed_sampler=False, enable_progress_bar=False, plugins=[SafeCheckpointIO()])
+        use_distributed_sampler=False, enable_progress_bar=False, plugins=[FolderCheckpointIO(about or {})])
+    trainer._signal_connector = _NoHandlers(trainer)
+    return trainer
+
+
+def _patient(config: TrainerConfig) -> str | Strategy:
+    """The strategy, which waits for other ranks as long as the recipe says, where Lightning's waits half an hour."""
+    if not config.strategy.startswith("ddp") or config.strategy not in StrategyRegistry:
+        return config.strategy
+    known = StrategyRegistry[config.strategy]
+    return known["strategy"](**known["init_params"], timeout=timedelta(seconds=config.rank_timeout))
 
 
 def _callbacks(recipe: Recipe) -> list[pl.Callback]:
@@ -212,14 +282,16 @@ def _loggers(recipe: Recipe, recipe_name: str, folder: Path) -> Iterator[list[Lo
             wandb.finish(code)
 
 
-def _describe(recipe: Recipe, data: ImageData, price: Cost, trainer: pl.Trainer) -> None:
+def _describe(recipe: Recipe, data: ImageData, price: Cost, trainer: pl.Trainer, steps: int) -> None:
     counts = ", ".join(f"{count} {split}" for split, count in data.num_samples.items())
     parts = trainer.world_size * recipe.trainer.accumulate_grad_batches
     _say(f"data   {recipe.data.source}: {len(data.classes)} classes, {counts}")
     _say(f"model  {recipe.model.name}: {price}")
     accumulated = f" x {recipe.trainer.accumulate_grad_batches} accumulated" if recipe.trainer.accumulate_grad_batches > 1 else ""
     share = f"{trainer.world_size} x {trainer.strategy.root_device.type} x {recipe.data.batch_size // parts}{accumulated}"
-    _say(f"batch  {recipe.data.batch_size} = {share}, {trainer.precision}")
+    optimizer = recipe.task.optimizer
+    rule = f" = {optimizer.lr:g} per {optimizer.lr_batch_size}, {optimizer.lr_scaling}" if optimizer.lr_scaling != "none" else ""
+    _say(f"batch  {recipe.data.batch_size} = {share}, {trainer.precision}; {steps} steps an epoch; learning rate {peak_rate(recipe):.4g}{rule}")
 
 
 @rank_zero_only

@@ -173,6 +173,14 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class OnDevice(StepMeter):
+    """As where looking at a loss waits for the device."""
+
+    def on_train_start(self, *args):
+        super().on_train_start(*args)
+        self.prompt = False
+
+
 def reads(monkeypatch, steps, **options):
     """Host reads in training `steps` steps, read every tenth; those that need no dispatch are counted by method."""
     counter, task = HostReads(), make(**options)
@@ -182,7 +190,7 @@ def reads(monkeypatch, steps, **options):
     with counter:
         trainer = pl.Trainer(
             max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[StepMeter(every_n_steps=10)], gradient_clip_val=1.0)
+            callbacks=[OnDevice(every_n_steps=10)], gradient_clip_val=1.0)
         trainer.fit(task, Batches([images()] * steps))
     monkeypatch.undo()
     return counter.count

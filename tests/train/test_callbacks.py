@@ -129,7 +129,7 @@ def test_no_checkpoint_of_weights_that_are_not_finite(tmp_path):
             if trainer.global_step == 6:
                 task.model[1].weight.data[0, 0] = math.nan
 
-    with pytest.raises(FloatingPointError, match=re.escape("weights after step 6 are not finite. No checkpoint was saved. Lower")):
+    with pytest.raises(FloatingPointError, match=re.escape("weights after step 6 are not finite: model.1.weight. No checkpoint was saved. Lower")):
         fit([Poison(), StepMeter(every_n_steps=50), ModelCheckpoint(tmp_path, save_on_train_epoch_end=True)], enable_checkpointing=True)
     assert not list(tmp_path.iterdir())
 
