@@ -32,7 +32,7 @@ def environment(tmp_path_factory):
         if up.returncode:
             pytest.skip(f"SLURM does not start here: {up.stderr.strip()}")
         yield os.environ | {
-            "SLURM_CONF": f"{folder}/slurm.conf", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled",
+            "PATH": places, "SLURM_CONF": f"{folder}/slurm.conf", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled",
             "MASTER_ADDR": "127.0.0.1"}  # since n1 is no host's name
     finally:
         subprocess.run([SCRIPTS / "down.sh", folder], check=True)
@@ -41,9 +41,13 @@ def environment(tmp_path_factory):
 @pytest.fixture
 def lz(environment, tmp_path):
     """The command line, in a folder of its own."""
+    return caller(environment, tmp_path)
+
+
+def caller(environment, folder):
     def call(*words: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "layerzoo", *words]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=folder)
         assert (done.returncode, done.stderr) == (code, ""), done.stdout
         return done.stdout
     return call
@@ -102,17 +106,74 @@ def test_a_sweep_as_an_array(lz):
     assert again.startswith("nothing to submit") and again.count("2 of 2") == 1
 
 
-def test_a_job_near_its_time_limit_goes_on_after_a_requeue(lz, environment, tmp_path):
-    """USR1 is what SLURM sends before it: the ranks of both nodes stop, the job is queued again and finishes, with every step once."""
-    words = ["--nodes", "2", "--seed", "2", "--trainer.max_epochs", "5", "--data.train_fraction", "0.3"]
-    job = job_of(lz("launch", "quickstart", "--cluster", "slurm", *words))
-    until(lambda: printed(lz, job, "epoch 2/5"))
-    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True, env=environment)
+LONG = ["--nodes", "2", "--seed", "2", "--trainer.max_epochs", "60", "--data.train_fraction", "0.3"]  # SLURM looks at time limits twice a minute
+
+
+def left(tmp_path, runs):
+    """Bytes of the final weights, and all metrics but those of time."""
+    (folder,) = tmp_path.glob(f"{runs}/quickstart/*-s2")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return (folder / "checkpoint" / "model.safetensors").read_bytes(), [
+        {key: value for key, value in row.items() if key not in ("time", "train/images_per_s")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(environment, tmp_path_factory):
+    """What a run on two nodes leaves that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    call = caller(environment, folder)
+    job = job_of(call("launch", "quickstart", "--cluster", "slurm", *LONG))
+    until(lambda: state(call, job) not in ("pending", "running", "completing"))
+    assert state(call, job) == "done", call("logs", job)
+    return left(folder, "runs")
+
+
+def limit(environment, job: str, minutes: int) -> None:
+    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True, env=environment)
+
+
+def test_a_job_at_its_time_limit_goes_on_to_the_same_bits(lz, environment, tmp_path, unbroken):
+    """SLURM itself asks it to stop; all ranks do, the job is queued again and finishes, with every step once."""
+    job = job_of(lz("launch", "quickstart", "--cluster", "slurm", "--time", "30", *LONG))
+    until(lambda: printed(lz, job, "epoch 2/60"))
+    limit(environment, job, 2)
+    until(lambda: printed(lz, job, "stopped; "))
+    limit(environment, job, 30)
+    ended(lz, environment, job)
+    assert left(tmp_path, "runs") == unbroken
+
+
+def test_a_job_whose_node_is_lost_goes_on_to_the_same_bits(lz, environment, tmp_path, unbroken):
+    job = job_of(lz("launch", "quickstart", "--cluster", "slurm", "--trainer.rank_timeout", "60", *LONG))
+    until(lambda: printed(lz, job, "epoch 2/60"))
+    lose(environment, "n2")
+    down = ["sinfo", "--noheader", "--states=down", "--format=%N"]
+    until(lambda: "n2" in subprocess.run(down, check=True, capture_output=True, text=True, env=environment).stdout)
+    subprocess.run(["slurmd", "-N", "n2"], check=True, env=environment)
+    ended(lz, environment, job)
+    assert left(tmp_path, "runs") == unbroken
+
+
+def ended(lz, environment, job: str) -> None:
+    """Wait until a job that is queued again has finished, each epoch trained once."""
     until(lambda: state(lz, job) in ("done", "unknown") or "failed" in state(lz, job))
     shown = subprocess.run(["scontrol", "show", "job", job], check=True, capture_output=True, text=True, env=environment).stdout
     log = lz("logs", job)
-    assert state(lz, job) == "done" and "Restarts=1" in shown and "JobState=COMPLETED" in shown, log
-    assert ", resumed from " in log and log.count("epoch 5/5") == 1 and log.count("epoch 1/5") == 1
-    (metrics,) = tmp_path.glob("runs/quickstart/*/metrics.jsonl")
-    steps = [row["step"] for row in map(json.loads, metrics.read_text().splitlines()) if "val/top1" in row]
-    assert len(steps) == 5 and steps == sorted(set(steps))
+    assert state(lz, job) == "done" and re.search("Restarts=[1-9]", shown) and "JobState=COMPLETED" in shown, log + shown
+    assert ", resumed from " in log and log.count("epoch 60/60") == log.count("epoch 1/60") == 1
+
+
+def lose(environment, node: str) -> None:
+    """Kill whatever runs there: the daemon, the steps and their processes."""
+    ours = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "environ").read_bytes().split(b"\0")
+            parent = re.search(r"PPid:\t(\d+)", (path / "status").read_text())[1]
+        except OSError:
+            continue
+        if f"SLURMD_NODENAME={node}".encode() in words and f"SLURM_CONF={environment['SLURM_CONF']}".encode() in words:
+            ours += [path.name, parent]
+    assert ours
+    daemon = Path(environment["SLURM_CONF"]).with_name(f"slurmd.{node}.pid").read_text().strip()
+    subprocess.run(["kill", "-KILL", daemon, *ours], check=False)

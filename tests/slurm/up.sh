@@ -37,6 +37,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
+SlurmdTimeout=15
 MinJobAge=3600
 JobRequeue=1
 PropagateResourceLimits=NONE
