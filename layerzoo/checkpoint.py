@@ -162,7 +162,7 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     What dead processes of this host left beside it is swept first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
+    sweep(target.parent)
     if os.path.lexists(target) and not (overwrite and (target / MANIFEST).is_file()):
         do = "Delete it or choose another name." if overwrite else "Choose another name, or pass overwrite=True."
         raise bad_value(str(target), got="a path that exists", expected="a new folder" + " or a checkpoint" * overwrite, do=do)
@@ -179,7 +179,7 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         _in_use.difference_update((temp.name, old.name))
-        _sweep(target.parent)
+        sweep(target.parent)
 
 
 def vanish(folder: Path) -> None:
@@ -361,7 +361,8 @@ def _leftovers(parent: Path) -> Iterator[tuple[Path, re.Match]]:
             yield path, hidden
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
+    """Delete what dead processes of this host left in a folder under hidden names; what they had set aside gets its place again."""
     for path, hidden in [*_leftovers(parent)]:
         process = int(hidden["process"])
         if hidden["host"] != socket.gethostname() or path.name in _in_use or (process != os.getpid() and _is_alive(process)):

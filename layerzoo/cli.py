@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _OWN_OPTIONS = (
     "--help", "--fresh", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes",
     "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query", *OPTIONS)
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ESTALE)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
 
 

@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from layerzoo.checkpoint import sweep
 from layerzoo.config import Recipe
 from layerzoo.errors import bad_value
 from layerzoo.recipe import NOT_IN_HASH, read_recipe, resolved, run_base, save
 from layerzoo.train.saving import newest_whole
+from layerzoo.train.storage import stored
 
 _RECIPE = "recipe.yaml"
 _PACKAGES = {"layerzoo", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "wandb", "numpy", "pillow", "safetensors"}
@@ -54,6 +56,9 @@ def open_folder(recipe: Recipe, recipe_name: str, resume: str) -> tuple[Path, Pa
         if not (folder / _RECIPE).is_file():
             raise bad_value("--resume", got=repr(resume), expected="a run folder, with recipe.yaml in it", do=f"Look below {base.parent}.")
     _check_same(recipe, folder / _RECIPE)
+    if not rank_zero_only.rank:
+        for place in (folder, checkpoints(folder)):
+            sweep(place)  # what a killed process left half written or set aside
     return folder, newest_whole(checkpoints(folder))
 
 
@@ -87,8 +92,9 @@ def locked(folder: Path) -> Iterator[None]:
 def tell(folder: Path, **status: object) -> None:
     """Replace status.json, which says how a run stands, for other programs."""
     part = folder / ".status.json"
-    part.write_text(json.dumps(status | {"time": round(time.time(), 3)}, indent=1), encoding="utf-8")
-    os.replace(part, folder / "status.json")
+    with stored(folder / "status.json"):
+        part.write_text(json.dumps(status | {"time": round(time.time(), 3)}, indent=1), encoding="utf-8")
+        os.replace(part, folder / "status.json")
 
 
 def versions() -> dict[str, str]:

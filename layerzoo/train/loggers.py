@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from layerzoo.config import LoggingConfig
+from layerzoo.train.storage import stored
 
 
 class MetricsFile(Logger):
@@ -48,7 +49,7 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step, "epoch": int(metrics.get("epoch", 0)), "time": round(time.time(), 3)}
         row |= {name: value if math.isfinite(value) else str(value) for name, value in metrics.items() if name != "epoch"}
-        with self.path.open("a", encoding="utf-8") as file:
+        with stored(self.path), self.path.open("a", encoding="utf-8") as file:
             if self.written is None:
                 self.written = {_key(row) for row in read_metrics(self.path)}
                 if file.tell() and not self.path.read_bytes().endswith(b"\n"):

@@ -22,7 +22,7 @@ def flatten(value: object, where: str, tensors: dict[str, Tensor]) -> object:
     Raises:
         ValueError: for anything else, by its place and type.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout is torch.strided:
         return _flatten_tensor(value.detach(), where, tensors)
     if isinstance(value, dict):
         if all(isinstance(key, str) and not key.startswith(_TAG) for key in value):
@@ -35,8 +35,9 @@ def flatten(value: object, where: str, tensors: dict[str, Tensor]) -> object:
         return {"~float": str(value)}
     if value is None or type(value) in (str, int, float, bool):
         return value
+    layout = f" with layout {value.layout}" if isinstance(value, Tensor) else ""
     raise bad_value(
-        f"training checkpoint: {where}", got=f"{type(value).__module__}.{type(value).__qualname__}",
+        f"training checkpoint: {where}", got=f"{type(value).__module__}.{type(value).__qualname__}{layout}",
         expected="tensors, text, numbers, and dicts, lists and tuples of these", do="Nothing was saved. Keep such a value out of state_dict().")
 
 

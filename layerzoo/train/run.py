@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import logging
 import math
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -206,10 +207,14 @@ def _watched(folder: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
+            if not folder.is_dir():
+                raise OSError(errno.ESTALE, "the run folder is gone", str(folder)) from error
             left = newest_whole(checkpoints(folder))
             stopped = isinstance(error, SystemExit) and error.code in (130, 143)
-            tell(
-                folder, state="stopped" if stopped else "failed", reason=f"{type(error).__name__}: {error}", checkpoint=left.name if left else None)
+            with suppress(OSError):  # a disk that is full or gone has its own message, which is on its way
+                tell(
+                    folder, state="stopped" if stopped else "failed", reason=f"{type(error).__name__}: {error}",
+                    checkpoint=left.name if left else None)
             if stopped:
                 print(f"stopped; `layerzoo fit` again goes on from {left.name if left else 'the start'}", flush=True)
             raise

@@ -27,6 +27,7 @@ from torch import Tensor
 from layerzoo.checkpoint import LARGEST, MANIFEST, from_json, refused, staged, to_json, vanish, write_synced
 from layerzoo.foreign import check_file
 from layerzoo.train.plain import flatten, unflatten
+from layerzoo.train.storage import stored
 
 FORMAT = 1
 _MODEL, _STATE, _JSON = "model.safetensors", "state.safetensors", "state.json"
@@ -72,20 +73,21 @@ def write(folder: Path, checkpoint: dict, about: dict) -> None:
     parts = {_MODEL: {}, _STATE: {}}
     for name, tensor in _apart(tensors).items():
         parts[_MODEL if name.startswith(_WEIGHTS) else _STATE][name] = tensor
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made anew
     need, free = sum(t.nbytes for t in tensors.values()) + _SLACK, shutil.disk_usage(folder.parent).free
     if free < need:
         raise OSError(errno.ENOSPC, f"a checkpoint takes {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free", str(folder.parent))
-    if not (folder / MANIFEST).is_file():
-        vanish(folder)  # a damaged one, which `newest_whole` passed over
-    with staged(folder, overwrite=True) as temp, ThreadPoolExecutor(len(parts)) as pool:
-        entries = dict(zip(parts, pool.map(lambda name: _write_tensors(temp / name, parts[name]), parts)))
-        data = json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
-        write_synced(temp / _JSON, data)
-        entries[_JSON] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        manifest = {**about, "format": FORMAT, "step": checkpoint["global_step"], "epoch": checkpoint["epoch"], "files": entries}
-        manifest["sha256"] = hashlib.sha256(to_json(manifest)).hexdigest()
-        write_synced(temp / MANIFEST, to_json(manifest))
+    with stored(folder, need):
+        if not (folder / MANIFEST).is_file():
+            vanish(folder)  # a damaged one, which `newest_whole` passed over
+        with staged(folder, overwrite=True) as temp, ThreadPoolExecutor(len(parts)) as pool:
+            entries = dict(zip(parts, pool.map(lambda name: _write_tensors(temp / name, parts[name]), parts)))
+            data = json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
+            write_synced(temp / _JSON, data)
+            entries[_JSON] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            manifest = {**about, "format": FORMAT, "step": checkpoint["global_step"], "epoch": checkpoint["epoch"], "files": entries}
+            manifest["sha256"] = hashlib.sha256(to_json(manifest)).hexdigest()
+            write_synced(temp / MANIFEST, to_json(manifest))
 
 
 def read(folder: Path) -> dict:
@@ -108,9 +110,10 @@ def verify(folder: Path) -> dict:
     path = folder / MANIFEST
     for name in (MANIFEST, *_FILES):
         check_file(folder / name)
-    manifest = from_json(path.read_bytes(), path) if path.is_file() and path.stat().st_size <= LARGEST[MANIFEST] else {}
+    data = path.read_bytes() if path.is_file() and path.stat().st_size <= LARGEST[MANIFEST] else b"{}"
+    manifest = from_json(data, path)
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != hashlib.sha256(to_json(rest)).hexdigest():
+    if manifest.get("sha256") != hashlib.sha256(to_json(rest)).hexdigest() or data != to_json(manifest):
         raise refused(path, got="altered content" if path.exists() else "no file", expected="the manifest of a training checkpoint", do=_AGAIN)
     if manifest.get("format") != FORMAT:
         raise refused(path, got=f"format {manifest.get('format')}", expected=f"format {FORMAT}", do="Resume with the version of layerzoo that wrote it.")
