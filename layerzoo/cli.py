@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _OWN_OPTIONS = (
-    "--help", "--fresh", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--img-size", "--num-classes",
+    "--help", "--fresh", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--swap", "--img-size", "--num-classes",
     "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query", *OPTIONS)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ESTALE)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     show = verb("show", _show, "all about a layer, model, recipe or checkpoint")
     show.add_argument("name")
     show.add_argument("--resolved", action="store_true", help="a recipe with its defaults filled in, as with any --section.key")
+    show.add_argument("--swap", metavar="LAYER", help="of a model or recipe: what it costs before and after `lz.swap` puts this layer into it")
     copy = verb("recipe", _copy, "copy a recipe, to edit it")
     copy.add_argument("action", choices=["copy"])
     copy.add_argument("name")
@@ -283,6 +284,7 @@ def _list(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     name = args.name
+    swapped = costs(name, swap=args.swap) if args.swap else None  # what it refuses, it refuses before anything is printed
     room = next((r for r in _ROOMS if name in r.names()), None)
     if room is not None:
         card = {k: v for k, v in dataclasses.asdict(room.card(name)).items() if k not in ("name", "sizes")}
@@ -298,8 +300,8 @@ def _show(args: argparse.Namespace) -> None:
         print(write(resolved(recipe)) if whole else find_recipe(name)[0].read_text(encoding="utf-8"), end="")
     else:
         print(write(_published(name)), end="")
-    if name in (*LAYERS.names(), *FFNS.names(), *PRESETS):
-        print_table(costs(name))
+    if swapped or name in (*LAYERS.names(), *FFNS.names(), *PRESETS):
+        print_table(swapped or costs(name))
 
 
 def _published(name: str) -> dict:

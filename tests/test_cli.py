@@ -93,6 +93,15 @@ def test_show_a_model_and_a_recipe(capsys):
     assert "  devices: 4\n" in out and "seed: 7\n" in out and "  accumulate_grad_batches: 1\n" in out
 
 
+def test_show_what_a_swap_costs(capsys):
+    out = run(capsys, "show", "quickstart", "--swap", "pooling")[1]
+    assert out.startswith("# A small hybrid") and re.search(r"3 x 32 x 32 +108,682 -> 75,402 \(0.69x\) .* MiB \(0\.\d\dx\)", out), out
+    code, out, err = run(capsys, "show", "nystrom", "--swap", "mhsa")
+    assert (code, out) == (2, "")
+    assert err == "--swap: got mhsa into nystrom, expected a model or a recipe to put it into. `layerzoo list models` lists them.\n"
+    assert run(capsys, "show", "vit_tiny", "--swap", "mhsaa")[2].startswith("layers name: got 'mhsaa', expected a known name such as mhsa")
+
+
 def test_show_an_unknown_name(capsys):
     code, out, err = run(capsys, "show", "nystrm")
     assert (code, out) == (2, "")

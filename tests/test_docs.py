@@ -33,3 +33,14 @@ def test_links_between_pages_exist():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists() or target.startswith("reference/") or target == "efficient-transformers.md", (page.name, target)
+
+
+@pytest.mark.parametrize("layer", ["linear_attention", "window_attention"])
+def test_table_of_costs_before_and_after_a_swap_is_true(layer):
+    from layerzoo.report.catalogue import costs
+
+    table = {row[0].strip("` "): [cell.strip() for cell in row[1:]] for row in (
+        line.strip("| ").split("|") for line in (ROOT / "docs" / "surgery.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `"))}
+    [found] = costs("vit_tiny", [224], swap=layer)
+    before, after = zip(*(found[key].replace(" MiB", "").split(" -> ") for key in ("parameters", "MFLOP", "activations")))
+    assert list(before) == table["mhsa"][:3] and list(after) == table[layer][:3]

@@ -9,7 +9,7 @@ from layerzoo.api import list_layers
 from layerzoo.config import MetaConfig
 from layerzoo.errors import bad_value
 from layerzoo.models.presets import PRESETS, list_models
-from layerzoo.recipe import find_recipe, list_recipes, read_recipe, resolved
+from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved
 from layerzoo.registry import FFNS, LAYERS
 from layerzoo.report.measured import exponents, recorded
 from layerzoo.strict_yaml import read
@@ -33,17 +33,23 @@ def rows(kind: str, family: str | None = None) -> list[dict]:
     return {"models": _models, "recipes": _recipes, "checkpoints": _checkpoints}[kind]()
 
 
-def costs(name: str, sizes: list[int] | None = None, num_classes: int = 10) -> list[dict]:
+def costs(name: str, sizes: list[int] | None = None, num_classes: int = 10, swap: str | None = None) -> list[dict]:
     """One row for each size, of a layer or ffn at the base size of its card, of a model, or of a recipe's model.
 
     Args:
         name: of any of these.
         sizes: sides of the map of a layer, of the image of a model; None = three usual ones, or the recipe's own.
         num_classes: of models.
+        swap: a layer that `lz.swap` puts into the model, each cell then being before -> after; None = none.
+    Raises:
+        ValueError: for a swap into anything but a model or a recipe's, and as `lz.swap`.
     """
     from layerzoo.models import create_model
+    from layerzoo.models.surgery import swap as put
     from layerzoo.report.cost import cost
 
+    if swap and name not in PRESETS and not is_recipe(name):
+        raise bad_value("--swap", got=f"{swap} into {name}", expected="a model or a recipe to put it into", do="`layerzoo list models` lists them.")
     room = next((r for r in (LAYERS, FFNS) if name in r.names()), None)
     if room is not None:
         options = {k: v for k, v in room.card(name).sizes["base"].items() if k != "grid"}
@@ -58,11 +64,21 @@ def costs(name: str, sizes: list[int] | None = None, num_classes: int = 10) -> l
             module = room.create({"name": name, **options}, chans, defaults={"grid": (size, size)})
         else:
             module = create_model(**options, num_classes=num_classes, img_size=size)
-        c = cost(module, (1, chans, size, size))
+        states = [cost(module, (1, chans, size, size))]
+        if swap:
+            put(module, swap)
+            states.append(cost(module, (1, chans, size, size)))
         found.append({
-            "input": f"{chans} x {size} x {size}", "parameters": f"{c.params:,}", "MFLOP": f"{c.flops / 1e6:,.2f}",
-            "activations": f"{c.activation_bytes / 2**20:.2f} MiB"})
+            "input": f"{chans} x {size} x {size}", "parameters": _change([c.params for c in states], ",.0f"),
+            "MFLOP": _change([c.flops / 1e6 for c in states], ",.2f"),
+            "activations": _change([c.activation_bytes / 2**20 for c in states], ",.2f", " MiB")})
     return found
+
+
+def _change(values: list[float], form: str, unit: str = "") -> str:
+    """One value, or before -> after and their ratio."""
+    ratio = f" ({values[-1] / values[0]:.2f}x)" if len(values) > 1 else ""
+    return " -> ".join(f"{value:{form}}" for value in values) + unit + ratio
 
 
 def print_table(found: list[dict]) -> None:
