@@ -26,7 +26,8 @@ def project(x: Tensor, part: tuple[Tensor, Tensor | None], num_heads: int) -> li
 
 def whole_cells(x: Tensor, size: int) -> Tensor:
     """A map (B, C, H, W), padded by zeros so that cells of size x size places fill it."""
-    return F.pad(x, (0, -x.shape[3] % size, 0, -x.shape[2] % size))
+    padding = (0, -x.shape[3] % size, 0, -x.shape[2] % size)
+    return F.pad(x, padding) if any(padding) else x  # by nothing, it would copy
 
 
 def seen_cells(mask: Tensor | None, grid: tuple[int, int], size: int) -> Tensor | None:

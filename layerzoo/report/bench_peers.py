@@ -165,7 +165,7 @@ def compare(
     """
     ours, theirs, shape = pair(peer, length)
     modules = {OURS: ours, "again": ours, "peer": theirs}
-    steps = {name: step_of(module, (batch, *shape[1:]), memory_format) for name, module in modules.items()}
+    steps = {name: step_of(module.to(memory_format=memory_format), (batch, *shape[1:]), memory_format) for name, module in modules.items()}
     times = alternate(steps, rounds)
     ratio, control = ([a / b for a, b in zip(times[OURS], times[name])] for name in ("peer", "again"))
     return ratio, control, peak_mib(steps[OURS]) / peak_mib(steps["peer"])

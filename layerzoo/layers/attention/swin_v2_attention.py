@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layerzoo.card import Card
 from layerzoo.layers.attention.window_attention import WindowAttention
@@ -70,8 +69,8 @@ class SwinV2Attention(WindowAttention):
         """Queries, keys and values, each (B, h, N, d), such that q k / sqrt(d) is the scaled cosine."""
         q, k, v = super().split(tokens)
         scale = self.log_scale.clamp(max=math.log(LARGEST_SCALE)).exp() * self.head_dim**0.5
-        q, k = (F.normalize(t, dim=-1, eps=1e-6).to(v.dtype) for t in (q, k))  # eps is above 0 in float16
-        return q * scale.to(v.dtype), k, v
+        of_q, of_k = (1 / torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=scale.dtype).clamp(min=1e-6) for t in (q, k))
+        return (q * (of_q * scale)).to(v.dtype), (k * of_k).to(v.dtype), v
 
 
 class LogSpacedBias(nn.Module):
