@@ -161,7 +161,7 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
     What dead processes of this host left beside it is swept first.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     sweep(target.parent)
     if os.path.lexists(target) and not (overwrite and (target / MANIFEST).is_file()):
         do = "Delete it or choose another name." if overwrite else "Choose another name, or pass overwrite=True."
@@ -172,11 +172,11 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         os.mkdir(temp)
         yield temp
-        _sync(temp)
+        sync(temp)
         if overwrite and target.exists():
             os.rename(target, old)
         os.rename(temp, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         _in_use.difference_update((temp.name, old.name))
         sweep(target.parent)
@@ -188,6 +188,14 @@ def vanish(folder: Path) -> None:
     with suppress(FileNotFoundError):
         os.rename(folder, hidden)
         shutil.rmtree(hidden)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder and its parents, on the disk when this returns."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -382,7 +390,8 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """The entries of a folder are on the disk when this returns."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerzoo.api import list_layers
-from layerzoo.config import GREY, Recipe
+from layerzoo.config import GREY, LOCAL, Recipe
 from layerzoo.errors import RankLost, Refusal, bad_value, unknown_name
 from layerzoo.launch.cli import OPTIONS, add_launch
 from layerzoo.models.presets import PRESETS, list_models
+from layerzoo.pack import add_data
 from layerzoo.quiet import quiet
 from layerzoo.recipe import find_recipe, is_recipe, list_recipes, read_recipe, resolved, run_base
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _OWN_OPTIONS = (
     "--help", "--fresh", "--resume", "--checkpoint", "--family", "--json", "--resolved", "--swap", "--img-size", "--num-classes",
-    "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query", *OPTIONS)
+    "--lengths", "--rounds", "--dim", "--batch", "--out", "--seeds", "--scale", "--query", "--shard-mb", *OPTIONS)
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ESTALE)
 _ROOMS = (LAYERS, FFNS, POSITIONS, DOWNSAMPLES)
 
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plot(verb)
     add_study(verb)
     add_launch(verb)
+    add_data(verb)
     for name in ("fit", "validate", "test", "predict", "show", "bench", "study"):
         verbs.choices[name].add_argument(
             "--section.key", dest="overrides", metavar="VALUE", help="any key of the recipe, such as --model.layer nystrom")
@@ -167,10 +169,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _start(args: argparse.Namespace) -> tuple[Recipe, str]:
     """The recipe, announced before anything heavy is imported, its model checked before data is touched."""
     recipe, name = read_recipe(args.recipe, args.overrides), find_recipe(args.recipe)[1]
-    if (source := recipe.data.source.removeprefix(GREY)).startswith("folder:"):
-        from layerzoo.data.sources import find_splits
+    if recipe.data.source.removeprefix(GREY).startswith(LOCAL):
+        from layerzoo.data.sources import check_there
 
-        find_splits(source)
+        check_there(recipe.data.source)
     _say(f"{args.verb} {name}: {recipe.model.name} on {recipe.data.source}, {recipe.trainer.max_epochs} epochs, seed {recipe.seed}")
     quiet()
     check_build(recipe, args.recipe)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 GREY = "grey:"  # before a source: its images in grey
+LOCAL = ("folder:", "wds:")  # sources that are a path
 
 
 @dataclass
@@ -86,7 +87,7 @@ class DataConfig:
     """Where images come from and how they are fed.
 
     Args:
-        source: "digits", "folder:PATH", or a scheme of timm.data.create_dataset such as "torch/cifar10" or "hfds/..."; any of these
+        source: "digits", "folder:PATH", "wds:PATH", or a scheme of timm.data.create_dataset such as "torch/cifar10" or "hfds/..."; any of these
             after "grey:" for grey images.
         img_size: height and width in pixels given to the model.
         batch_size: samples per optimiser step over all devices.

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from layerzoo.config import GREY, ModelConfig, Recipe, TrainerConfig
+from layerzoo.config import GREY, LOCAL, ModelConfig, Recipe, TrainerConfig
 from layerzoo.errors import nearest
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS, Room, read_options
@@ -214,10 +214,10 @@ class _Checker:
 
     def data(self, recipe: Recipe) -> None:
         source = recipe.data.source.removeprefix(GREY)
-        folder = source.startswith("folder:") and len(source) > 7
+        folder = source.startswith(LOCAL) and source not in LOCAL
         if source != "digits" and not folder and not any(source.startswith(s) and len(source) > len(s) for s in SOURCES):
             raise self.error(
-                ("data", "source"), got=repr(recipe.data.source), expected=f"digits, folder:PATH, or a name after {', '.join(SOURCES)}",
+                ("data", "source"), got=repr(recipe.data.source), expected=f"digits, folder:PATH, wds:PATH, or a name after {', '.join(SOURCES)}",
                 do="Write folder:PATH for a folder with train/ and test/ of one folder per class.")
 
     def trainer(self, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from layerzoo.config import GREY
+from layerzoo.config import GREY, LOCAL
 from layerzoo.data.images import as_grey, read_image
 from layerzoo.errors import DataRefused, bad_value
 
@@ -102,7 +102,7 @@ def open_source(text: str) -> Source:
     """List what a source holds; images are read later.
 
     Args:
-        text: "digits", "folder:PATH", or a name of timm.data.create_dataset after torch/, hfds/, hfids/, tfds/ or wds/; any of
+        text: "digits", "folder:PATH", "wds:PATH", or a name of timm.data.create_dataset after torch/, hfds/, hfids/, tfds/ or wds/; any of
             these after "grey:" for grey images.
     Raises:
         ValueError: for a string that is none of these, or a missing package.
@@ -116,6 +116,10 @@ def open_source(text: str) -> Source:
         return _open_digits()
     if text.startswith("folder:"):
         return _open_folder(text)
+    if text.startswith("wds:"):
+        from layerzoo.data.shards import open_shards
+
+        return open_shards(text)
     from layerzoo.data.timm_sources import open_timm
 
     return open_timm(text)
@@ -125,17 +129,28 @@ def check_source(text: str) -> None:
     """Refuse a string that names no source, or one whose package is not installed, before data is touched."""
     plain = text.removeprefix(GREY)
     scheme, _, rest = plain.partition("/")
-    if plain == "digits" or (plain.startswith("folder:") and plain != "folder:"):
+    if plain == "digits" or (plain.startswith(LOCAL) and plain not in LOCAL):
         return
     if scheme not in TIMM_PACKAGES or not rest:
         raise bad_value(
-            "data.source", got=repr(text), expected="digits, folder:PATH, torch/NAME, hfds/NAME, hfids/NAME, tfds/NAME or wds/PATH",
+            "data.source", got=repr(text), expected="digits, folder:PATH, wds:PATH, torch/NAME, hfds/NAME, hfids/NAME, tfds/NAME or wds/PATH",
             do="Write folder:PATH for a folder with train/ and test/ of one folder per class.")
     package = TIMM_PACKAGES[scheme]
     if importlib.util.find_spec(package) is None:
         raise bad_value(
             "data.source", got=f"{text!r} without the package {package}", expected=f"{package} installed, which reads {scheme}/",
             do=f"Run `python -m pip install {package.replace('_', '-')}`.")
+
+
+def check_there(text: str) -> None:
+    """Raise DataRefused for a folder of images or of shards that is not there or has no train split, before anything heavy is imported."""
+    plain = text.removeprefix(GREY)
+    if plain.startswith("folder:"):
+        find_splits(plain)
+    elif plain.startswith("wds:"):
+        from layerzoo.data.shards import find_shards
+
+        find_shards(plain)
 
 
 class DigitsSet(ImageSet):

@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 from dataclasses import dataclass
 
-from layerzoo.config import GREY, Recipe
+from layerzoo.config import GREY, LOCAL, Recipe
 from layerzoo.errors import bad_value, unknown_name
 from layerzoo.recipe import read_recipe
 from layerzoo.study.base import Case, Study
@@ -71,10 +71,10 @@ def plan(study: Study, curves: list[str], scale: str, seeds: int, overrides: lis
     recipe = read_recipe(BASE, common)
     if recipe.data.img_size % SIDES:
         raise bad_value("--data.img_size", got=recipe.data.img_size, expected=f"a multiple of {SIDES}, to be cut in patches", do="Use 16 or 32.")
-    if (source := recipe.data.source.removeprefix(GREY)).startswith("folder:"):
-        from layerzoo.data.sources import find_splits
+    if recipe.data.source.removeprefix(GREY).startswith(LOCAL):
+        from layerzoo.data.sources import check_there
 
-        find_splits(source)
+        check_there(recipe.data.source)
     plans = []
     for case in study.cases(recipe, curves or list(study.curves), scale):
         recipe = read_recipe(BASE, [*common, *case.changes])

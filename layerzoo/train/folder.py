@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from layerzoo.checkpoint import sweep
+from layerzoo.checkpoint import make_folder, sweep, sync
 from layerzoo.config import Recipe
 from layerzoo.errors import bad_value
 from layerzoo.recipe import NOT_IN_HASH, read_recipe, resolved, run_base, save
@@ -50,7 +50,7 @@ def open_folder(recipe: Recipe, recipe_name: str, resume: str) -> tuple[Path, Pa
         if folder is None:
             return _new_folder(recipe, base), None
         if not (folder / _RECIPE).exists():  # it was killed between making its folder and this
-            save(recipe, folder / _RECIPE)
+            _keep(recipe, folder)
     else:
         folder = Path(resume)
         if not (folder / _RECIPE).is_file():
@@ -111,16 +111,27 @@ def _names(base: Path) -> Iterator[Path]:
 def _new_folder(recipe: Recipe, base: Path) -> Path:
     if rank_zero_only.rank:
         return base
-    base.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(base.parent)
     for folder in _names(base):
         try:
             folder.mkdir()
             break
         except FileExistsError:
             continue  # by an earlier run, or by one that starts just now
-    save(recipe, folder / _RECIPE)
+    _keep(recipe, folder)
     (folder / "env.json").write_text(json.dumps(_environment(), indent=1), encoding="utf-8")
     return folder
+
+
+def _keep(recipe: Recipe, folder: Path) -> None:
+    """Write recipe.yaml: on the disk, whole, when this returns, and before it not at all."""
+    part = folder / f".{_RECIPE}"
+    save(recipe, part)
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, folder / _RECIPE)
+    for place in (folder, folder.parent):
+        sync(place)
 
 
 def _check_same(recipe: Recipe, stored: Path) -> None:

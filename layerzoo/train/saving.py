@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerzoo.checkpoint import LARGEST, MANIFEST, from_json, refused, staged, to_json, vanish, write_synced
+from layerzoo.checkpoint import LARGEST, MANIFEST, from_json, refused, staged, sync, to_json, vanish, write_synced
 from layerzoo.foreign import check_file
 from layerzoo.train.plain import flatten, unflatten
 from layerzoo.train.storage import stored
@@ -73,7 +73,9 @@ def write(folder: Path, checkpoint: dict, about: dict) -> None:
     parts = {_MODEL: {}, _STATE: {}}
     for name, tensor in _apart(tensors).items():
         parts[_MODEL if name.startswith(_WEIGHTS) else _STATE][name] = tensor
-    folder.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made anew
+    if not folder.parent.is_dir():
+        folder.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made anew
+        sync(folder.parent.parent)
     need, free = sum(t.nbytes for t in tensors.values()) + _SLACK, shutil.disk_usage(folder.parent).free
     if free < need:
         raise OSError(errno.ENOSPC, f"a checkpoint takes {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free", str(folder.parent))

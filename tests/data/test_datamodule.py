@@ -44,7 +44,7 @@ def content(loader):
 
 
 @pytest.mark.parametrize("options, augment, said", [
-    ({"source": "nothing"}, {}, "data.source: got 'nothing', expected digits, folder:PATH, torch/NAME"),
+    ({"source": "nothing"}, {}, "data.source: got 'nothing', expected digits, folder:PATH, wds:PATH, torch/NAME"),
     ({"pipeline": "stream"}, {}, "data.pipeline: got 'stream', expected a known name such as streaming, auto, memory. help(layerzoo.config.DataConfig) lists all."),
     ({"pipeline": "memory"}, {"resized_crop": 0.1, "randaugment": "rand-m9"},
      "data.pipeline: got memory with data.augment.resized_crop and data.augment.randaugment, expected streaming, which alone transforms images one by one. "

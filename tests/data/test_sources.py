@@ -134,9 +134,9 @@ def test_class_without_validation_images_is_said(tmp_path):
     assert val.labels.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("text", ["", "digit", "folder:", "cifar10", "torch/", "tfds", "digits/x", "imagenet/x", "grey:", "grey:x"])
+@pytest.mark.parametrize("text", ["", "digit", "folder:", "cifar10", "torch/", "tfds", "digits/x", "imagenet/x", "grey:", "grey:x", "wds:"])
 def test_strings_that_name_no_source(text):
-    with pytest.raises(Refusal, match=re.escape(f"data.source: got {text!r}, expected digits, folder:PATH, torch/NAME, hfds/NAME, hfids/NAME, tfds/NAME or wds/PATH. ")):
+    with pytest.raises(Refusal, match=re.escape(f"data.source: got {text!r}, expected digits, folder:PATH, wds:PATH, torch/NAME, hfds/NAME, hfids/NAME, tfds/NAME or wds/PATH. ")):
         check_source(text)
 
 

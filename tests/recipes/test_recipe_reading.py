@@ -168,7 +168,7 @@ WRONG = {
     "head option": (["model.options.head.pool=3"],
         "model.options.head.pool\n  got: 3 (a whole number)\n  expected: text\n  do: Put it in quotes."),
     "source": (["data.source=cifar10"],
-        "data.source\n  got: 'cifar10'\n  expected: digits, folder:PATH, or a name after torch/, hfds/, hfids/, tfds/, wds/"),
+        "data.source\n  got: 'cifar10'\n  expected: digits, folder:PATH, wds:PATH, or a name after torch/, hfds/, hfids/, tfds/, wds/"),
     "source without a name": (["data.source=torch/"], "data.source\n  got: 'torch/'"),
     "trainer option": (["trainer.options.limit_train_batch=1"],
         "expected: a free argument of pytorch_lightning.Trainer, such as limit_train_batches"),

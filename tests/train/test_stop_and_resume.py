@@ -1,5 +1,6 @@
 """A run that was asked to stop and went on equals the unbroken one, bit for bit, in weights and in metrics."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import torch
 
 import layerzoo as lz
 from layerzoo.config import AugmentConfig, DataConfig, LoggingConfig, MetaConfig, ModelConfig, OptimizerConfig, Recipe, TaskConfig, TrainerConfig
+from layerzoo.data.sources import open_source
+from layerzoo.pack import pack
 from layerzoo.train import run, saving
 from layerzoo.train.keeping import Keeper
 from layerzoo.train.loggers import read_metrics
@@ -90,6 +93,21 @@ def test_stopped_and_resumed_equals_unbroken(tmp_path, monkeypatch, place, accum
     parts = run.fit(recipe, recipe_name="toy")
     assert parts.folder == folder and json.loads((folder / "status.json").read_text())["state"] == "done"
     equal(whole, parts)
+
+
+@pytest.mark.slow
+def test_shards_stopped_and_resumed_are_the_folder_unbroken(tmp_path, monkeypatch):
+    for split, images in open_source("digits").splits.items():
+        for i in range(0, len(images), 10):
+            (tmp_path / "digits" / split / str(images.labels[i])).mkdir(parents=True, exist_ok=True)
+            images.read(i).save(tmp_path / "digits" / split / str(images.labels[i]) / f"{i}.png")
+    pack(f"folder:{tmp_path}/digits", tmp_path / "shards", 1)
+    recipes = [make(tmp_path / name, **STREAMED) for name in ("whole", "parts")]
+    recipes = [dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=source, train_fraction=1.0)) for recipe, source in zip(
+        recipes, (f"folder:{tmp_path}/digits", f"wds:{tmp_path}/shards"))]
+    whole = run.fit(recipes[0], recipe_name="toy")
+    assert asked(monkeypatch, recipes[1], ("step", 13)) == 143
+    equal(whole, run.fit(recipes[1], recipe_name="toy"))
 
 
 @pytest.mark.slow
