@@ -164,8 +164,10 @@ def compare(
         ImportError: where the peer is not installed.
     """
     ours, theirs, shape = pair(peer, length)
+    for weight in (p for module in (ours, theirs) for p in module.parameters() if p.ndim == 4):
+        weight.data = weight.data.contiguous(memory_format=memory_format)  # as the task has them
     modules = {OURS: ours, "again": ours, "peer": theirs}
-    steps = {name: step_of(module.to(memory_format=memory_format), (batch, *shape[1:]), memory_format) for name, module in modules.items()}
+    steps = {name: step_of(module, (batch, *shape[1:]), memory_format) for name, module in modules.items()}
     times = alternate(steps, rounds)
     ratio, control = ([a / b for a, b in zip(times[OURS], times[name])] for name in ("peer", "again"))
     return ratio, control, peak_mib(steps[OURS]) / peak_mib(steps["peer"])
