@@ -94,9 +94,11 @@ class DataConfig:
         eval_batch_size: samples per forward pass in evaluation.
         pipeline: "memory" (decoded once, kept as uint8), "streaming" (workers), or "auto" by size.
         num_workers: decoding processes (streaming).
+        worker_timeout: seconds without an image from any of them before the run ends.
         val_fraction: share of the training set held out, class-balanced, where the source has no val split; 0 = validate on test.
         train_fraction: class-balanced share of the training set to use.
         cache: keep the decoded set under the user's cache folder.
+        max_unreadable: training images that may be broken; the next one of its class stands in for each.
         augment: training augmentation.
     """
 
@@ -106,9 +108,11 @@ class DataConfig:
     eval_batch_size: int = 500
     pipeline: Literal["auto", "memory", "streaming"] = "auto"
     num_workers: int = 2
+    worker_timeout: float = 40
     val_fraction: float = 0.0
     train_fraction: float = 1.0
     cache: bool = True
+    max_unreadable: int = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -184,7 +188,8 @@ class TrainerConfig:
         accelerator: cpu, gpu, mps, tpu, or auto.
         devices: a count, or "auto" for all there are.
         num_nodes: machines.
-        strategy: ddp, fsdp, auto ...
+        strategy: "ddp"; "fsdp", which is FSDP2: each rank keeps a part of weights, gradients and optimiser states; "auto"; or
+            another that Lightning knows.
         precision: "32-true", "bf16-mixed", "16-mixed" and so on, as Lightning names them; "auto" = "bf16-mixed" where the
             device multiplies bfloat16 itself, else "32-true": emulated, it takes a dozen times longer.
         gradient_clip_val: largest gradient norm; None = no clipping.

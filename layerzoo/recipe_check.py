@@ -33,14 +33,15 @@ _RULES: dict[str, tuple[Callable, tuple[str, ...]]] = {
         "trainer.accumulate_grad_batches", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch",
         "task.optimizer.lr_batch_size")),
     ">= 0": (lambda v: v >= 0, (
-        "seed", "data.num_workers", "data.augment.crop_padding", "data.augment.cutout", "data.augment.mixup", "data.augment.cutmix",
-        "data.augment.color_jitter", "task.optimizer.weight_decay", "task.schedule.warmup_epochs", "logging.wrong_predictions")),
+        "seed", "data.num_workers", "data.max_unreadable", "data.augment.crop_padding", "data.augment.cutout", "data.augment.mixup",
+        "data.augment.cutmix", "data.augment.color_jitter", "task.optimizer.weight_decay", "task.schedule.warmup_epochs", "logging.wrong_predictions")),
     ">= 0 and < 1": (lambda v: 0 <= v < 1, (
         "model.drop_path", "data.val_fraction", "data.augment.resized_crop", "task.label_smoothing", "task.ema_decay",
         "task.optimizer.momentum")),
     ">= 0 and <= 1": (lambda v: 0 <= v <= 1, ("task.schedule.start", "task.schedule.end")),
     "> 0": (lambda v: v > 0, (
-        "task.optimizer.lr", "trainer.gradient_clip_val", "trainer.save_minutes", "trainer.rank_timeout", "model.layer_scale")),
+        "task.optimizer.lr", "trainer.gradient_clip_val", "trainer.save_minutes", "trainer.rank_timeout", "data.worker_timeout",
+        "model.layer_scale")),
     "> 0 and <= 1": (lambda v: 0 < v <= 1, ("data.train_fraction",)),
 }
 
@@ -225,6 +226,9 @@ class _Checker:
             raise self.error(
                 ("task", "schedule", "warmup_epochs"), got=str(recipe.task.schedule.warmup_epochs),
                 expected=f"at most trainer.max_epochs = {recipe.trainer.max_epochs}", do="Shorten the warm-up or train longer.")
+        if recipe.trainer.strategy == "fsdp" and (recipe.task.compile or recipe.trainer.precision == "16-mixed"):
+            got = "fsdp with task.compile" if recipe.task.compile else "fsdp with precision 16-mixed"
+            raise self.error(("trainer", "strategy"), got=got, expected="ddp, or neither of these with fsdp", do="Use bf16-mixed, and do not compile.")
         for i, entry in enumerate(recipe.trainer.callbacks):
             at = ("trainer", "callbacks", i)
             if "class_path" not in entry:

@@ -19,8 +19,11 @@ def check_mixture(num_experts: int, temperature: float | None) -> None:
 
 def mix_kernels(kernels: Tensor, shares: Tensor) -> Tensor:
     """One kernel per sample: kernels (n D, ...), n stacked ones, mixed by shares (B, n) to (B, D, ...); so for biases."""
+    last = kernels.ndim == 4 and not kernels.is_contiguous()
+    kernels = kernels.permute(0, 2, 3, 1) if last else kernels  # as they lie in channels_last: flat, they would be copied whole
     kernels = kernels.unflatten(0, (shares.shape[1], -1))
-    return (shares @ kernels.flatten(1)).unflatten(1, kernels.shape[1:])
+    mixed = (shares @ kernels.flatten(1)).unflatten(1, kernels.shape[1:])
+    return mixed.permute(0, 1, 4, 2, 3) if last else mixed
 
 
 def conv_per_sample(x: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tensor:

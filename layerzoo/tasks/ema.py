@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class WeightAverage(nn.Module):
@@ -39,4 +40,9 @@ class WeightAverage(nn.Module):
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    return [local(tensor.detach()) for tensor in (*model.parameters(), *model.buffers())]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that lies in parts on all, which holds its values; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

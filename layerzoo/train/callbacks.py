@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from layerzoo.tasks.ema import local
 from layerzoo.train.nonfinite import REMEDY, explain, first_spoiled
 
 
@@ -92,7 +93,7 @@ class StepMeter(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict) -> None:
         self._check(trainer, self._losses(trainer))
-        weights = [t for t in (*task.parameters(), *task.buffers()) if t.is_floating_point()]
+        weights = [local(t) for t in (*task.parameters(), *task.buffers()) if t.is_floating_point()]
         finite = bool(torch.stack([t.isfinite().all() for t in weights]).all())
         if not trainer.strategy.reduce_boolean_decision(finite):
             spoiled = first_spoiled(task) or "those of another rank"

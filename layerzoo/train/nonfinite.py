@@ -8,12 +8,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from layerzoo.tasks.ema import local
+from layerzoo.train.sharded import gather
+
 REMEDY = "Lower task.optimizer.lr, lengthen the warm-up, or set trainer.gradient_clip_val."
 _SHOWN = 3  # samples named
 
 
 def explain(task: pl.LightningModule, batch: tuple[Tensor, Tensor], batch_idx: int, names: list[str]) -> str:
-    """The first of weights, images and layers in which values are not finite, and for which samples: the batch is run again.
+    """The first of weights, images and layers in which values are not finite, and for which samples: the batch is run again. A call
+    of every rank.
 
     Args:
         task: as it was before the step.
@@ -21,6 +25,7 @@ def explain(task: pl.LightningModule, batch: tuple[Tensor, Tensor], batch_idx: i
         batch_idx: in the epoch, for the same dropout.
         names: of the samples.
     """
+    gather(task.model)  # a rank that knows why leaves the others, which then could gather nothing
     spoiled = first_spoiled(task)
     if spoiled:
         return f"{spoiled} is not finite, since the step before"
@@ -53,7 +58,7 @@ def explain(task: pl.LightningModule, batch: tuple[Tensor, Tensor], batch_idx: i
 def first_spoiled(module: nn.Module) -> str | None:
     """The first parameter or buffer that is not finite."""
     held = [*module.named_parameters(), *module.named_buffers()]
-    return next((name for name, tensor in held if tensor.is_floating_point() and not tensor.isfinite().all()), None)
+    return next((name for name, tensor in held if tensor.is_floating_point() and not local(tensor).isfinite().all()), None)
 
 
 def _bad_rows(x: Tensor) -> list[int]:

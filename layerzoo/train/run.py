@@ -106,6 +106,8 @@ def _fit(recipe: Recipe, recipe_name: str, data: ImageData, folder: Path, resume
                 "precision": trainer.precision})
         with _together(trainer):
             trainer.fit(task, datamodule=data, ckpt_path=resumed)
+            if recipe.trainer.strategy == "fsdp":
+                trainer.strategy.make_whole()
         trainer.callbacks.append(PredictionReport(data.classes, data.mean, data.std, folder, recipe.logging.wrong_predictions))
         metrics = trainer.test(task, datamodule=data, verbose=False)[0]
         if trainer.is_global_zero:
@@ -257,7 +259,11 @@ def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]
 
 
 def _patient(config: TrainerConfig) -> str | Strategy:
-    """The strategy, which waits for other ranks as long as the recipe says, where Lightning's waits half an hour."""
+    """The strategy, which waits for other ranks as long as the recipe says, where Lightning's waits half an hour; fsdp is FSDP2."""
+    if config.strategy == "fsdp":
+        from layerzoo.train.sharded import Sharded
+
+        return Sharded(timeout=timedelta(seconds=config.rank_timeout))
     if not config.strategy.startswith("ddp") or config.strategy not in StrategyRegistry:
         return config.strategy
     known = StrategyRegistry[config.strategy]
