@@ -201,14 +201,15 @@ def test_recorded_exponents_keep_what_the_card_says(name):
 
 
 def test_every_pair_with_a_public_package_is_recorded():
-    from layerzoo.report.bench_peers import PEERS
+    from layerzoo.report.bench_peers import FORMATS, PEERS
     from layerzoo.report.vision_peers import VISION_PEERS
 
     rows = measured.read_rows(measured.PEERS)
-    assert sorted((r["layer"], r["package"], int(r["length"])) for r in rows) == sorted((p.layer, p.package, n) for p in (*PEERS, *VISION_PEERS) for n in (1024, 4096))
+    assert sorted((r["layer"], r["package"], r["input"], int(r["length"])) for r in rows) == sorted(
+        (p.layer, p.package, given, n) for p in (*PEERS, *VISION_PEERS) for given in (FORMATS if p.maps else ["tokens"]) for n in (1024, 4096))
     assert all(0 < float(r["q1"]) <= float(r["time"]) <= float(r["q3"]) and float(r["memory"]) > 0 for r in rows)
-    assert "| linformer | linformer | 4,096 | " in efficient_page() and "| halo | timm | " not in efficient_page()
-    assert "| halo | timm | 4,096 | " in other_peers() and "| linformer |" not in other_peers() and "| mhsa | timm | 1,024 | " in other_peers()
+    assert "| linformer | linformer | tokens | 4,096 | " in efficient_page() and "| halo | timm | " not in efficient_page()
+    assert "| halo | timm | channels_last | 4,096 | " in other_peers() and "| linformer |" not in other_peers() and "| mhsa | timm | tokens | 1,024 | " in other_peers()
 
 
 def test_every_method_of_the_arena_is_recorded():

@@ -196,8 +196,8 @@ def main() -> None:
                 continue
             low, middle, high = statistics.quantiles(ratio, n=4, method="inclusive")
             rows.append({
-                "layer": peer.layer, "package": peer.package, "length": length, "time": f"{middle:.3f}", "q1": f"{low:.3f}", "q3": f"{high:.3f}",
-                "memory": f"{memory:.3f}"})
+                "layer": peer.layer, "package": peer.package, "input": args.format if peer.maps else "tokens", "length": length,
+                "time": f"{middle:.3f}", "q1": f"{low:.3f}", "q3": f"{high:.3f}", "memory": f"{memory:.3f}"})
             print(
                 f"{peer.layer:27} {peer.package:31}{length:6}  {middle:5.2f} [{low:.2f}, {high:.2f}]    {statistics.median(control):6.2f}  {memory:6.2f}",
                 flush=True)

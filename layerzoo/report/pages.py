@@ -84,9 +84,9 @@ def efficient_page() -> str:
 
 def peers_table(shown: Callable[[str], bool]) -> str:
     """Our time and memory over those of public implementations, for the layers that are `shown`."""
-    rows = [f"| {p['layer']} | {p['package']} | {int(p['length']):,} | {p['time']} [{p['q1']}, {p['q3']}] | {p['memory']} |"
+    rows = [f"| {p['layer']} | {p['package']} | {p['input']} | {int(p['length']):,} | {p['time']} [{p['q1']}, {p['q3']}] | {p['memory']} |"
             for p in read_rows(PEERS) if shown(p["layer"])]
-    return "\n".join(["| layer | package | positions | time [quartiles] | memory |", "|---|---|---|---|---|", *rows])
+    return "\n".join(["| layer | package | input | positions | time [quartiles] | memory |", "|---|---|---|---|---|---|", *rows])
 
 
 def other_peers() -> str:
@@ -123,7 +123,7 @@ _PEERS = """## Beside public packages
 
 Time of our layer over that of a public implementation with the same shapes and options, and the same for peak bytes; below 1 ours takes less. Both
 alternate in one run, forward and backward, 256 channels in 4 heads, one sample, float32, on one thread, in seconds of the processor: `python -m
-layerzoo.report.bench_peers --threads 1`, after `pip install '.[bench]'`. Ratios between 0.95 and 1.05 mean nothing here."""
+layerzoo.report.bench_peers --threads 1` and, for maps in the other layout, the same with `--format contiguous`, after `pip install '.[bench]'`. Ratios between 0.95 and 1.05 mean nothing here."""
 
 _ARENA = """## On the image task of the Long Range Arena
 
