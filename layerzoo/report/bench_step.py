@@ -1,7 +1,8 @@
 """What a training step costs beyond a hand-written loop: `python -m layerzoo.report.bench_step`.
 
 Variants alternate in shuffled rounds of one process: the loop, the loop again (the error of measurement), Lightning's
-Trainer with a bare module, Classify with its metrics, metrics.jsonl and training checkpoints, the same with offline W&B.
+Trainer with a bare module, Classify with its metrics and metrics.jsonl, the same as a run that survives (dropout reseeded at each
+batch, signals heard, training checkpoints), the same with offline W&B.
 Each round gives a difference to its own loop, and the median over rounds is printed: CPU time of the training thread,
 and wall time, which neighbours on the machine disturb. Calls of functions are exact.
 """
@@ -22,14 +23,16 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
 
 from layerzoo.config import LoggingConfig, OptimizerConfig, TaskConfig
 from layerzoo.tasks.classify import Classify
 from layerzoo.train.callbacks import Progress
+from layerzoo.train.keeping import Keeper
 from layerzoo.train.loggers import MetricsFile, create_wandb
+from layerzoo.train.saving import FolderCheckpointIO
+from layerzoo.train.stopping import Signals
 
 CLASSES, BATCH, WARM_UP = 10, 32, 50
 LOOP = "hand-written loop"
@@ -106,23 +109,41 @@ def run_quiet(feed: Feed, folder: Path) -> None:
     _trainer(folder).fit(Bare(create_toy()), feed)
 
 
+class Forgetful(Classify):
+    """Draws its dropout from what happens to come next, as other libraries do."""
+
+    def reseed(self, batch_idx: int) -> None:
+        pass
+
+
 def run_metrics(feed: Feed, folder: Path) -> None:
+    """Classify, which ends with the process that runs it."""
+    _trainer(folder, logger=[MetricsFile(folder)], callbacks=[Progress(every_n_steps=50)]).fit(_task(Forgetful, feed), feed)
+
+
+def run_surviving(feed: Feed, folder: Path) -> None:
     """Classify as `layerzoo fit` runs it."""
-    _fit_task(feed, folder, [MetricsFile(folder)])
+    _fit_surviving(feed, folder, [MetricsFile(folder)])
 
 
 def run_logging(feed: Feed, folder: Path) -> None:
     """The same with W&B."""
     wandb = create_wandb(LoggingConfig(wandb="offline"), folder, name="bench_step", group="bench_step")
-    _fit_task(feed, folder, [MetricsFile(folder), wandb])
+    _fit_surviving(feed, folder, [MetricsFile(folder), wandb])
     wandb.finish(0)
 
 
-def _fit_task(feed: Feed, folder: Path, loggers: list) -> None:
+def _fit_surviving(feed: Feed, folder: Path, loggers: list) -> None:
+    with Signals() as signals:
+        keeper = Keeper(folder / "ckpt", signals, minutes=10, seconds=300)
+        _trainer(
+            folder, logger=loggers, callbacks=[Progress(every_n_steps=50), keeper], enable_checkpointing=True, plugins=[FolderCheckpointIO({})],
+        ).fit(_task(Classify, feed), feed)
+
+
+def _task(kind: type[Classify], feed: Feed) -> Classify:
     config = TaskConfig(optimizer=OptimizerConfig("sgd", lr=0.01, weight_decay=0.0))
-    task = Classify(create_toy(), config, classes=[str(i) for i in range(CLASSES)], steps_per_epoch=len(feed), max_epochs=1)
-    saver = ModelCheckpoint(folder, save_on_train_epoch_end=True)
-    _trainer(folder, logger=loggers, callbacks=[Progress(every_n_steps=50), saver], enable_checkpointing=True).fit(task, feed)
+    return kind(create_toy(), config, classes=[str(i) for i in range(CLASSES)], steps_per_epoch=len(feed), max_epochs=1)
 
 
 def _trainer(folder: Path, **options: object) -> pl.Trainer:
@@ -133,8 +154,8 @@ def _trainer(folder: Path, **options: object) -> pl.Trainer:
 
 
 VARIANTS = {
-    LOOP: run_loop, "the loop again": run_loop, "quiet Trainer": run_quiet, "Classify": run_metrics,
-    "Classify with W&B": run_logging}
+    LOOP: run_loop, "the loop again": run_loop, "quiet Trainer": run_quiet, "Classify": run_metrics, "Classify that survives": run_surviving,
+    "the same with W&B": run_logging}
 
 
 def run_once(name: str, steps: int, count_calls: bool = False) -> tuple[float, float, float]:
