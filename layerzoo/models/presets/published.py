@@ -100,6 +100,16 @@ def pvt_v2_b0(img_size: int) -> dict:
 
 
 @preset
+def van_b0(img_size: int) -> dict:
+    """VAN-B0 (arXiv 2202.09741), without the second residual around its attention that its code has: 4.1 M parameters."""
+    return {
+        "model": "pyramid", "dims": [32, 64, 160, 256], "depths": [3, 3, 5, 2], "layer": "large_kernel_attention",
+        "ffn": [{"name": "conv_ffn", "mlp_ratio": ratio} for ratio in (8, 8, 4, 4)], "stem": overlapping(img_size, "batch", 3),
+        "downsample": {"name": "conv_stride", "pre_norm": _EPS, "norm": "batch"}, "head": {"norm": _EPS},
+        "block": {"norm": "batch", "layer_scale": 1e-2}}
+
+
+@preset
 def twins_svt_small(img_size: int) -> dict:
     """Twins-SVT-S (arXiv 2104.13840), with windows of 4 pixels below 112: 24.1 M parameters."""
     window = {"name": "twins", "kind": "local", "window_size": by_size(img_size, 4, 4, 7)}
