@@ -45,6 +45,11 @@ _RULES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "> 0 and <= 1": (lambda v: 0 < v <= 1, ("data.train_fraction",)),
 }
 
+IN_PARTS = (  # timm's optimisers whose steps and states are the same on parts of tensors
+    "adabelief", "adadelta", "adagrad", "adam", "adamax", "adamc", "adamw", "adan", "adanw", "adopt", "adoptw", "lamb", "lambw", "laprop",
+    "larc", "lars", "lion", "madgrad", "madgradw", "momentum", "muon", "nadam", "nadamw", "nesterov", "nmuon", "radam", "radamw", "rmsprop",
+    "rmsproptf", "sgd", "sgdw")
+
 
 def check(values: dict, where: dict[tuple, str]) -> Recipe:
     """The recipe that `values` state, defaults filled in.
@@ -229,6 +234,10 @@ class _Checker:
         if recipe.trainer.strategy == "fsdp" and (recipe.task.compile or recipe.trainer.precision == "16-mixed"):
             got = "fsdp with task.compile" if recipe.task.compile else "fsdp with precision 16-mixed"
             raise self.error(("trainer", "strategy"), got=got, expected="ddp, or neither of these with fsdp", do="Use bf16-mixed, and do not compile.")
+        if recipe.trainer.strategy == "fsdp" and recipe.task.optimizer.name not in IN_PARTS:
+            raise self.error(
+                ("task", "optimizer", "name"), got=f"{recipe.task.optimizer.name} with trainer.strategy fsdp", expected=f"one of {', '.join(IN_PARTS)}",
+                do="Use one of them, or ddp: others are not proved on parts of tensors.")
         for i, entry in enumerate(recipe.trainer.callbacks):
             at = ("trainer", "callbacks", i)
             if "class_path" not in entry:

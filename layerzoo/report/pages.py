@@ -11,8 +11,9 @@ from pathlib import Path
 import layerzoo as lz
 from layerzoo.card import Card
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, Room
-from layerzoo.report.measured import ARENA, EXACT, PEERS, crossover, exponents, read_rows, recorded
+from layerzoo.report.measured import ARENA, DOWNLOADS, EXACT, FAULTS, PEERS, crossover, exponents, read_rows, recorded
 
+PULLERS = ("layerzoo", "huggingface_hub")
 _MAPS = ((8, 8), (16, 16), (32, 32))
 
 
@@ -98,6 +99,28 @@ def other_peers() -> str:
     return f"{_PEERS}\n\n{peers_table(other)}"
 
 
+def faults_page() -> str:
+    """The page of what savers and downloads do under the same faults."""
+    found, prices = read_rows(FAULTS), read_rows(FAULTS.with_name(f"{FAULTS.stem}-costs.csv"))
+    savers = list(dict.fromkeys(row["saver"] for row in found))
+    ends = {(row["fault"], row["saver"]): _ends(row) for row in found}
+    faults = [[fault, *(ends[fault, saver] for saver in savers)] for fault in dict.fromkeys(row["fault"] for row in found)]
+    costs = [[f"{what}, {float(size):g} MB", *(next(p[what] for p in prices if (p["saver"], p["MB"]) == (saver, size)) for saver in savers)]
+             for size in dict.fromkeys(p["MB"] for p in prices) for what in ("save", "load", "bytes")]
+    pulls = [[row["fault"], *(f"{row[name]}, {row[f'{name} s']} s" for name in PULLERS)] for row in read_rows(DOWNLOADS)]
+    return _FAULTS.format(_table(["fault", *savers], faults), _table(["", *savers], costs), _table(["the server's fault", *PULLERS], pulls))
+
+
+def _ends(row: dict[str, str]) -> str:
+    counts = [f"{row[end]} {end}" for end in ("newest", "older", "refused", "wrong") if row[end] != "0"]
+    left = row["left"] != "0" and (f"{row['left']} files left in $TMPDIR" if row["fault"].startswith("killed") else "nobody was told")
+    return ", ".join([*counts, *([left] if left else [])])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
 _EFFICIENT = """---
 hide: [navigation, toc]
 ---
@@ -111,8 +134,45 @@ that the card states; *measured* are those fitted from 1,024 to 16,384 positions
 length from which the layer takes less time than `mhsa`, which is fused exact attention. *Decode* is `causal=True`.
 
 Measured with 64 channels in 4 heads, one sample, float32, on one thread of a CPU with AVX512, as `layerzoo bench layers --lengths
-64,1024,2048,4096,8192,16384` does; its median of ratios alternates each layer with exact attention in the same rounds. Parameters are those at
+64,1024,2048,4096,8192,16384` does; its median of ratios alternates each layer with exact attention in the same rounds. The C library is told to keep
+memory that it is given back, as allocators of GPUs do: else steps with blocks above 32 MiB spend most of their time on fresh pages. Parameters are those at
 64 channels and, where tables belong to places, 64 positions."""
+
+_FAULTS = """# Under the same faults
+
+What a training or a download comes to when the same thing goes wrong, for layerzoo and for what else there is, each used as its documentation has it: `torch.save` to one path;
+the files of Lightning's `ModelCheckpoint(save_top_k=2)`, written and read by its own `TorchCheckpointIO`; timm's `CheckpointSaver(max_history=2)`; `hf_hub_download`. Loads are
+made with `weights_only=True`. The next start finds the `newest` save, or an `older` one, which it takes by itself and says so; or it is `refused`: an error, and the user has to
+look for another file. `wrong` means values that nobody ever saved, without a word.
+
+## Saves
+
+{0}
+
+Kills come at random moments of a loop of saves of 12 MB. `$TMPDIR` elsewhere is on another file system than the checkpoints, as is usual on clusters. A flipped bit is one
+of all in the files of the newest save. Nobody checks what `torch.load` reads: a flipped bit in a weight becomes that weight.
+
+## Their cost
+
+Over `torch.save`, medians of alternating saves in one run. layerzoo hashes all bytes and waits until they are on the disk, and reads them twice when it loads, once to verify; the others do
+neither. It keeps two saves, Lightning here too, timm two and a copy of the last under another name.
+
+{1}
+
+**Where others are equal or better.** `torch.save` is one file, takes least time, and refuses code and cut files as well as any. timm never leaves a file half written under its last name.
+All of them raise on a folder that is read-only. Small saves are several times slower in layerzoo, which waits for the disk four times.
+
+## Downloads
+
+One file of weights from a server on the same machine, by `layerzoo.hub.pull` of a folder and `hf_hub_download`. A try ends `right`, `refused`, `wrong`, or `waits` longer than a minute and a half.
+
+{2}
+
+`huggingface_hub` compares sizes, not hashes, and waits as long as something comes, be it a byte a second. layerzoo knows the hash of every file from the manifest and gives up
+at 10 kB/s. A cut connection, both take up again: the hub where it was cut, layerzoo from the start of the file.
+
+Measured again by `python -m layerzoo.report.bench_faults --out faults.csv` (as root, for the small disks) and `python -m layerzoo.report.bench_downloads --out downloads.csv`.
+"""
 
 _WHERE = """## Where nothing wins
 

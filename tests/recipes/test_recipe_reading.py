@@ -140,6 +140,8 @@ WRONG = {
         "trainer.strategy\n  got: fsdp with task.compile\n  expected: ddp, or neither of these with fsdp\n  do: Use bf16-mixed, and do not compile."),
     "fsdp in float16": (["trainer.strategy=fsdp", "trainer.precision=16-mixed"],
         "trainer.strategy\n  got: fsdp with precision 16-mixed\n  expected: ddp, or neither of these with fsdp"),
+    "fsdp and whole tensors": (["trainer.strategy=fsdp", "task.optimizer.name=adafactor"],
+        "task.optimizer.name\n  got: adafactor with trainer.strategy fsdp\n  expected: one of adabelief, adadelta, "),
     "warm-up": (["task.schedule.warmup_epochs=11"],
         "task.schedule.warmup_epochs\n  got: 11.0\n  expected: at most trainer.max_epochs = 10"),
     "model": (["model.name=vit_tinny"], "model.name\n  got: 'vit_tinny'\n  expected: a known model such as vit_tiny, deit_tiny"),

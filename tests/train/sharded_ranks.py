@@ -1,5 +1,10 @@
-"""`python sharded_ranks.py FOLDER STRATEGY STEP`: a small run on two ranks, asked to stop at a step by rank 1; its exit code is the command line's."""
+"""`python sharded_ranks.py FOLDER STRATEGY STEP DEED`: a small run on two ranks; its exit code is the command line's.
 
+Rank 1 does the deed: "stop" at the end of batch STEP, "pause" in the first batch of validation STEP, "spoil" an image of batch STEP.
+"""
+
+import dataclasses
+import math
 import os
 import signal
 import sys
@@ -12,15 +17,22 @@ from layerzoo.config import AugmentConfig, DataConfig, LoggingConfig, MetaConfig
 from layerzoo.train import run
 
 
-class Asks(pl.Callback):
-    """Rank 1, at the end of a batch."""
+class Deed(pl.Callback):
+    def __init__(self, step, deed):
+        self.step, self.deed, self.batches, self.validations = step, deed, 0, 0
 
-    def __init__(self, step):
-        self.step, self.batches = step, 0
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        if trainer.global_rank == 1 and self.deed == "spoil" and self.batches + 1 == self.step:
+            batch[0][1] = math.nan
 
     def on_train_batch_end(self, trainer, *args):
         self.batches += 1
-        if trainer.global_rank == 1 and self.batches == self.step:
+        if trainer.global_rank == 1 and self.deed == "stop" and self.batches == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_batch_start(self, trainer, *args):
+        self.validations += 1
+        if trainer.global_rank == 1 and self.deed == "pause" and self.validations == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -41,9 +53,11 @@ def recipe(folder, strategy):
 
 
 if __name__ == "__main__":
-    folder, strategy, step = sys.argv[1:]
+    folder, strategy, step, deed = sys.argv[1:]
     torch.set_num_threads(1)
-    run._callbacks = lambda recipe: [Asks(int(step))]
+    run._callbacks = lambda recipe: [Deed(int(step), deed)]
     made = recipe(folder, strategy)
+    if deed == "spoil":  # every step is read, so that the layer is looked for
+        made = dataclasses.replace(made, trainer=dataclasses.replace(made.trainer, log_every_n_steps=1))
     cli._start = lambda args: (made, "toy")
     sys.exit(cli.main(["fit", "toy"]))

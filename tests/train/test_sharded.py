@@ -1,26 +1,35 @@
 """FSDP2 over gloo: what two ranks hold in parts is what DDP holds whole, in every number that is written, and a run goes on under either."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sharded_optimizers
 import sharded_ranks
 import torch
 
 import layerzoo as lz
+from layerzoo.recipe_check import IN_PARTS
 from layerzoo.train.loggers import read_metrics
 from layerzoo.train.saving import newest_whole, read
 from layerzoo.train.sharded import Sharded
 
 
-def fit(folder, strategy, step=0):
-    """Exit code and what was said."""
+def start(script, *words):
+    """Exit code, output and messages."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")}
-    words = [sys.executable, sharded_ranks.__file__, folder, strategy, str(step)]
-    done = subprocess.run(words, env=clean | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=150, check=False)
-    return done.returncode, done.stdout + done.stderr
+    done = subprocess.run([sys.executable, script.__file__, *words], env=clean | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def fit(folder, strategy, step=0, deed="none"):
+    """Exit code and what was said."""
+    code, out, errors = start(sharded_ranks, folder, strategy, str(step), deed)
+    return code, out + errors
 
 
 def home(folder) -> Path:
@@ -64,14 +73,34 @@ def test_sharded_is_what_ddp_is(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first, then", [("fsdp", "fsdp"), ("fsdp", "ddp"), ("ddp", "fsdp")])
-def test_it_goes_on_under_either(tmp_path, whole, first, then):
+@pytest.mark.parametrize("first, then, step, deed, left_at", [
+    ("fsdp", "fsdp", 10, "stop", 6), ("fsdp", "fsdp", 1, "pause", 9), ("fsdp", "ddp", 10, "stop", 6), ("ddp", "fsdp", 10, "stop", 6)])
+def test_it_goes_on_under_either(tmp_path, whole, first, then, step, deed, left_at):
     """Bit for bit where the strategy stays."""
-    code, said = fit(tmp_path, first, step=10)
+    code, said = fit(tmp_path, first, step, deed)
     assert code == 143 and not (home(tmp_path) / "checkpoint").exists(), said
     code, said = fit(tmp_path, then)
-    assert code == 0 and "resumed from step-000000006" in said, said
+    assert code == 0 and f"resumed from step-{left_at:09}" in said, said
     close(tmp_path, whole[then], 0 if first == then else 2e-4)
+
+
+@pytest.mark.slow
+def test_no_rank_waits_where_one_alone_is_spoiled(tmp_path):
+    code, said = fit(tmp_path, "fsdp", 3, "spoil")
+    assert code == 1 and said.count("training loss at step 2 is ") == 2 and "another rank" not in said, said
+    assert not (home(tmp_path) / "checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_optimizers():
+    """Those that a recipe may name: what each makes of parts is what it makes of whole tensors, and it goes on to the same bits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code, out, errors = start(sharded_optimizers, port, *IN_PARTS)
+    assert code == 0, errors
+    for name, (whole, unbroken, moved) in json.loads(out.splitlines()[-1]).items():
+        assert whole < 1e-10 < 1e-5 < moved and unbroken == 0, name
 
 
 def test_parameters_without_axes_are_refused():
