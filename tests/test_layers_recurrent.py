@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from oracles.luna import packed_twin
 from torch import nn
 
 import layerzoo as lz
@@ -171,6 +172,24 @@ def test_luna_takes_what_the_layer_before_packed():
     mask = torch.arange(9) < torch.tensor([[9], [6]])
     y, _ = second.pack_and_unpack(x.masked_fill(~mask[..., None], 0), packed, mask)
     assert torch.allclose(y[1:, :6], second.pack_and_unpack(x[1:, :6], packed[1:])[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_luna_of_two_layers_is_its_twin_with_gradients(causal):
+    """The second unpacks what the first passed on, so the vectors of the first are trained by both and those of the second by none."""
+    first, second = (create("luna", num_landmarks=n, causal=causal) for n in (3, 5))
+    grads, outputs = [], []
+    for call in (lambda layer, x, packed: layer.pack_and_unpack(x, packed), packed_twin):
+        x = torch.linspace(-1, 1, 2 * 7 * 16).double().sin().view(2, 7, 16).requires_grad_()
+        y, packed = call(first, x, first.landmarks.expand(2, -1, -1))
+        z, packed = call(second, x + y, packed)
+        outputs.append((z, packed))
+        used = [x, *first.parameters(), *(p for p in second.parameters() if p is not second.landmarks)]
+        grads.append(torch.autograd.grad(z.square().sum() + packed.sin().sum(), used, allow_unused=True))
+    for one, other in zip((*outputs[0], *grads[0]), (*outputs[1], *grads[1])):
+        assert (one is None and other is None) or torch.allclose(one, other, atol=1e-10)
+    names = ["x", *(n for n, _ in first.named_parameters())]
+    assert [n for n, g in zip(names, grads[0]) if g is None or not g.any()] == []
 
 
 def test_luna_without_a_difference_between_keys_takes_means():

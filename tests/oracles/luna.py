@@ -18,10 +18,16 @@ def attended(q, context, d):
 
 
 def both_ways(layer, points, xs):
+    """What each position unpacks, and what is passed on."""
     context = [affine(layer.pack_context, x) for x in xs]
     packed = [attended(affine(layer.pack_query, p), context, layer.head_dim) for p in points]
     context = [affine(layer.context, y) for y in packed]
-    return [attended(affine(layer.query, x), context, layer.head_dim) for x in xs]
+    return [attended(affine(layer.query, x), context, layer.head_dim) for x in xs], [normed(y + p) for y, p in zip(packed, points)]
+
+
+def normed(x):
+    centred = x - x.mean()
+    return centred / (centred.square().mean() + 1e-5).sqrt()
 
 
 def omega(score):
@@ -41,16 +47,23 @@ def causal(layer, points, xs):
                 packs.append(sum(w * affine(layer.context, x)[s: s + d] for w, x in zip(weights, xs)) / (t + 1))
             heads.append(average(affine(layer.query, xs[t])[s: s + d], packs, packs))
         out.append(torch.cat(heads))
-    return out
+    return out, list(points)
 
 
-def twin(layer, tokens, grid, mask=None):
+def packed_twin(layer, tokens, points, mask=None):
+    """Outputs, and what is passed on, with the points of each sample (B, l, C)."""
     batch, length, dim = tokens.shape
-    samples = []
+    samples, passed = [], []
     for n in range(batch):
         real = [j for j in range(length) if mask is None or mask[n, j]]
         rows = [torch.zeros(dim, dtype=tokens.dtype)] * length
-        for place, y in zip(real, (causal if layer.causal else both_ways)(layer, layer.landmarks, [tokens[n, j] for j in real])):
+        ys, last = (causal if layer.causal else both_ways)(layer, points[n], [tokens[n, j] for j in real])
+        for place, y in zip(real, ys):
             rows[place] = affine(layer.proj, y)
         samples.append(torch.stack(rows))
-    return torch.stack(samples)
+        passed.append(torch.stack(last))
+    return torch.stack(samples), torch.stack(passed)
+
+
+def twin(layer, tokens, grid, mask=None):
+    return packed_twin(layer, tokens, [layer.landmarks] * len(tokens), mask)[0]

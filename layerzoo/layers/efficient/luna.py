@@ -41,6 +41,11 @@ class Luna(TokenLayer):
         >>> import torch, layerzoo as lz
         >>> lz.create_layer("luna", dim=64, num_landmarks=8)(torch.randn(2, 64, 7, 5)).shape
         torch.Size([2, 64, 7, 5])
+        >>> x, packed = torch.randn(2, 35, 64), None
+        >>> for layer in [lz.create_layer("luna", dim=64, num_landmarks=8) for _ in range(2)]:  # each takes what the one before packed
+        ...     y, packed = layer.pack_and_unpack(x, packed)
+        >>> packed.shape
+        torch.Size([2, 8, 64])
 
     **Differs from the paper**: residual, norm and feed-forward of the positions are the model's. The norm of what is passed on has no
     gain and bias, since in a layer alone nothing would train them. Causal, P is passed on as it came, as in the paper's decoder.
