@@ -73,6 +73,28 @@ def test_first_choices_are_served_before_second_ones(name):
     assert layer(x).any(-1).tolist() == [[True, True, False, True, True, False]]
 
 
+CAUSAL = [name for name in EXPERTS if FFNS.card(name).causal]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_a_prefix_is_as_alone(name, training):
+    """Whatever comes later, and however many tokens: turns, slots and their number are those of the prefix."""
+    layer, x = build(name, causal=True, num_experts=3, **DRAWS.get(name, {}), **{slots_in_eval(name): 0.6}).train(training), pointing(2, 23, 8)
+    if name == "gshard_moe":  # which has no option without draws
+        layer.choose = lambda probs: top_two(probs, 0)
+    whole = layer(x)
+    for length in (1, 2, 7, 22):
+        assert torch.allclose(layer(x[:, :length]), whole[:, :length], atol=1e-12)
+    assert (whole.abs().amax(-1) == 0).any() or name in TOP_TWO, "some have no slot"
+
+
+def test_causal_slots_are_served_as_they_come():
+    """One expert, half a slot for each token: the first of two has it, whether the second asks or not."""
+    layer, x = build("switch_moe", num_experts=1, eval_capacity_factor=0.5, causal=True).eval(), torch.randn(1, 7, 8, dtype=torch.double)
+    assert layer(x)[0].abs().amax(-1).bool().tolist() == [True, False] * 3 + [True]
+
+
 @pytest.mark.parametrize("name", EXPERTS)
 def test_with_slots_for_all_no_token_changes_another(name):
     layer, x = build(name, num_experts=4, **{slots_in_eval(name): 4.0}).eval(), torch.randn(2, 11, 8, dtype=torch.double)

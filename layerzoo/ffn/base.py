@@ -28,15 +28,17 @@ class ExpertsFFN(TokenLayer):
         eval_capacity_factor: the same in evaluation.
         gated: experts are GEGLU units instead of MLPs.
         dropout: probability of dropping a hidden or an output channel of an expert.
+        causal: slots and turns of a token rest on the tokens up to it.
     Raises:
         ValueError: for fewer experts than top_k, a factor of 0 or less and an mlp_ratio that leaves no hidden channel.
     """
 
     def __init__(
         self, dim: int, num_experts: int, *, capacity_factor: float, eval_capacity_factor: float, top_k: int = 1, mlp_ratio: float = 4.0,
-        gated: bool = False, dropout: float = 0.0,
+        gated: bool = False, dropout: float = 0.0, causal: bool = False,
     ):
         super().__init__(dim)
+        self.causal = causal
         if num_experts < top_k:
             raise bad_value("num_experts", got=num_experts, expected=f"at least {top_k}, which a token takes", do="Choose one such as 8.")
         for what, factor in (("capacity_factor", capacity_factor), ("eval_capacity_factor", eval_capacity_factor)):
@@ -61,8 +63,17 @@ class ExpertsFFN(TokenLayer):
         length = tokens.shape[1]
         real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
         choice, gate = self.route(tokens, real)
-        limit = self.capacity(real.sum(1, keepdim=True))
+        limit = self.capacity(real.cumsum(1) if self.causal else real.sum(1, keepdim=True))
         return mix_experts(self.experts, tokens, choice, gate * real.unsqueeze(1), limit, min(self.capacity(length), length))
+
+    def step(self, token: Tensor, state: tuple[Tensor, int] | None = None) -> tuple[Tensor, tuple[Tensor, int]]:
+        """One token (B, C) after those that `state` counts; None before the first. Equals the causal form, token by token."""
+        served, count = (token.new_zeros(len(token), self.experts.num_experts, dtype=torch.long), 0) if state is None else state
+        choice, gate = self.route(token.unsqueeze(1), token.new_ones(len(token), 1, dtype=torch.bool))
+        places, count = choice.squeeze(-1), count + 1
+        found = (served.gather(1, places) < self.capacity(count)) & (gate.squeeze(-1) > 0)
+        y = mix_experts(self.experts, token.unsqueeze(1), choice, gate * found.unsqueeze(-1), torch.ones_like(places[:, :1]), 1)
+        return y.squeeze(1), (served.scatter_add(1, places, found.long()), count)
 
 
 class RoutedFFN(ExpertsFFN):
@@ -75,11 +86,11 @@ class RoutedFFN(ExpertsFFN):
 
     def __init__(
         self, dim: int, num_experts: int, *, balance_weight: float, capacity_factor: float, eval_capacity_factor: float, top_k: int = 1,
-        mlp_ratio: float = 4.0, gated: bool = False, dropout: float = 0.0,
+        mlp_ratio: float = 4.0, gated: bool = False, dropout: float = 0.0, causal: bool = False,
     ):
         super().__init__(
             dim, num_experts, top_k=top_k, mlp_ratio=mlp_ratio, capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor,
-            gated=gated, dropout=dropout)
+            gated=gated, dropout=dropout, causal=causal)
         self.router, self.balance_weight = nn.Linear(dim, num_experts, bias=False), balance_weight
 
     def choose(self, probs: Tensor) -> tuple[Tensor, Tensor]:

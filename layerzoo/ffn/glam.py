@@ -30,6 +30,8 @@ class GLaM(GShardMoE):
         capacity_factor: slots over N / E, in training and in evaluation; 2, that of GShard, since the paper gives none.
         balance_weight: of the balance loss; 0.01, the paper's.
         dropout: probability of dropping a hidden or an output channel; 0, as is usual in vision.
+        causal: tokens are served one by one, and an expert has ceil(capacity_factor t / E) slots up to token t, so that position i sees
+            positions up to i in row-major order.
 
     **Raises**: ValueError for num_experts below 2, a capacity_factor of 0 or less, and an mlp_ratio that leaves no hidden channel.
 
@@ -43,18 +45,18 @@ class GLaM(GShardMoE):
     """
 
     card = Card(
-        title="GLaM mixture of experts", paper="2112.06905", year=2021, survey="Sparse", cost=(1, 1),
+        title="GLaM mixture of experts", paper="2112.06905", year=2021, survey="Sparse", cost=(1, 1), causal=True,
         sizes={"tiny": {"dim": 8, "num_experts": 3, "mlp_ratio": 2, "capacity_factor": 0.5}, "base": {"dim": 64},
                "odd": {"dim": 5, "num_experts": 4, "mlp_ratio": 2.5, "capacity_factor": 1.5}},
         differs="a group is one image; which blocks have experts is the model's choice")
 
     def __init__(
         self, dim: int, *, num_experts: int = 16, mlp_ratio: float = 4.0, capacity_factor: float = 2.0, balance_weight: float = 0.01,
-        dropout: float = 0.0,
+        dropout: float = 0.0, causal: bool = False,
     ):
         super().__init__(
             dim, num_experts=num_experts, mlp_ratio=mlp_ratio, capacity_factor=capacity_factor, balance_weight=balance_weight,
-            dropout=dropout)
+            dropout=dropout, causal=causal)
 
     def choose(self, probs: Tensor) -> tuple[Tensor, Tensor]:
         return top_two(probs, 0)

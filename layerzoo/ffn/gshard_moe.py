@@ -33,6 +33,8 @@ class GShardMoE(RoutedFFN):
         capacity_factor: slots over N / E, in training and in evaluation; 2, the paper's.
         balance_weight: of the balance loss; 0.01, the paper's code.
         dropout: probability of dropping a hidden or an output channel; 0, as is usual in vision.
+        causal: tokens are served one by one, and an expert has ceil(capacity_factor t / E) slots up to token t, so that position i sees
+            positions up to i in row-major order.
 
     **Raises**: ValueError for num_experts below 2, a capacity_factor of 0 or less, and an mlp_ratio that leaves no hidden channel.
 
@@ -47,18 +49,18 @@ class GShardMoE(RoutedFFN):
     """
 
     card = Card(
-        title="GShard mixture of experts", paper="2006.16668", year=2020, survey="Sparse", cost=(1, 1),
+        title="GShard mixture of experts", paper="2006.16668", year=2020, survey="Sparse", cost=(1, 1), causal=True,
         sizes={"tiny": {"dim": 8, "num_experts": 3, "mlp_ratio": 2, "capacity_factor": 0.5}, "base": {"dim": 64},
                "odd": {"dim": 5, "num_experts": 4, "mlp_ratio": 2.5, "capacity_factor": 1.5}},
         differs="a group is one image; balance loss times E^2; undrawn second choices take no slot; nothing drawn in evaluation; GELU")
 
     def __init__(
         self, dim: int, *, num_experts: int = 8, mlp_ratio: float = 4.0, capacity_factor: float = 2.0, balance_weight: float = 0.01,
-        dropout: float = 0.0,
+        dropout: float = 0.0, causal: bool = False,
     ):
         super().__init__(
             dim, num_experts, top_k=2, mlp_ratio=mlp_ratio, capacity_factor=capacity_factor, eval_capacity_factor=capacity_factor,
-            balance_weight=balance_weight, dropout=dropout)
+            balance_weight=balance_weight, dropout=dropout, causal=causal)
 
     def choose(self, probs: Tensor) -> tuple[Tensor, Tensor]:
         return top_two(probs, THRESHOLD if self.training else 0)

@@ -29,6 +29,8 @@ class HashLayer(ExpertsFFN):
         mlp_ratio: hidden channels of an expert over C; 4, the paper's.
         capacity_factor: slots over N / E, in training and in evaluation; 2, since this hash is even only on average.
         dropout: probability of dropping a hidden or an output channel; 0, as is usual in vision.
+        causal: tokens are served one by one, and an expert has ceil(capacity_factor t / E) slots up to token t, so that position i sees
+            positions up to i in row-major order.
 
     **Raises**: ValueError for num_experts below 1, a capacity_factor of 0 or less, and an mlp_ratio that leaves no hidden channel.
 
@@ -43,14 +45,18 @@ class HashLayer(ExpertsFFN):
     """
 
     card = Card(
-        title="Hash layer", paper="2106.04426", year=2021, cost=(1, 1),
+        title="Hash layer", paper="2106.04426", year=2021, cost=(1, 1), causal=True,
         sizes={"tiny": {"dim": 8, "num_experts": 3, "mlp_ratio": 2, "capacity_factor": 0.5}, "base": {"dim": 64},
-               "odd": {"dim": 5, "num_experts": 4, "mlp_ratio": 2.5}},
+               "odd": {"dim": 5, "num_experts": 4, "mlp_ratio": 2.5, "capacity_factor": 0.75}},
         differs="a locality-sensitive hash of features in place of a table over word ids; tokens beyond the slots of an expert are dropped")
 
-    def __init__(self, dim: int, *, num_experts: int = 8, mlp_ratio: float = 4.0, capacity_factor: float = 2.0, dropout: float = 0.0):
+    def __init__(
+        self, dim: int, *, num_experts: int = 8, mlp_ratio: float = 4.0, capacity_factor: float = 2.0, dropout: float = 0.0,
+        causal: bool = False,
+    ):
         super().__init__(
-            dim, num_experts, mlp_ratio=mlp_ratio, capacity_factor=capacity_factor, eval_capacity_factor=capacity_factor, dropout=dropout)
+            dim, num_experts, mlp_ratio=mlp_ratio, capacity_factor=capacity_factor, eval_capacity_factor=capacity_factor,
+            dropout=dropout, causal=causal)
         self.register_buffer("directions", F.normalize(torch.randn(num_experts, dim), dim=-1))
 
     def route(self, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,8 @@ class STMoE(RoutedFFN):
         balance_weight: of the balance loss; 0.01, the paper's.
         z_weight: of the z-loss; 0.001, the paper's.
         dropout: probability of dropping a hidden or an output channel; 0, the paper's in pre-training.
+        causal: tokens are served one by one, and an expert has ceil(capacity_factor t / E) slots up to token t, so that position i sees
+            positions up to i in row-major order.
 
     **Raises**: ValueError for num_experts below 2, capacity factors of 0 or less, a threshold outside [0, 1], and an mlp_ratio that
     leaves no hidden channel.
@@ -50,18 +52,19 @@ class STMoE(RoutedFFN):
     """
 
     card = Card(
-        title="ST-MoE mixture of experts", paper="2202.08906", year=2022, survey="Sparse", cost=(1, 1),
+        title="ST-MoE mixture of experts", paper="2202.08906", year=2022, survey="Sparse", cost=(1, 1), causal=True,
         sizes={"tiny": {"dim": 8, "num_experts": 3, "mlp_ratio": 2, "eval_capacity_factor": 0.5}, "base": {"dim": 64},
                "odd": {"dim": 5, "num_experts": 4, "mlp_ratio": 2.5, "eval_capacity_factor": 1.5}},
-        differs="a group is one image; no draws in evaluation; the dense unit beside the experts is the model's choice")
+        differs="a group is one image; no draws in evaluation; the dense unit beside the experts is the model's choice",
+        cannot={"constructor": "the paper's two capacities, threshold and two losses, and causal"})
 
     def __init__(
         self, dim: int, *, num_experts: int = 8, mlp_ratio: float = 4.0, capacity_factor: float = 1.25, eval_capacity_factor: float = 2.0,
-        threshold: float = 0.2, balance_weight: float = 0.01, z_weight: float = 0.001, dropout: float = 0.0,
+        threshold: float = 0.2, balance_weight: float = 0.01, z_weight: float = 0.001, dropout: float = 0.0, causal: bool = False,
     ):
         super().__init__(
             dim, num_experts, top_k=2, gated=True, mlp_ratio=mlp_ratio, capacity_factor=capacity_factor,
-            eval_capacity_factor=eval_capacity_factor, balance_weight=balance_weight, dropout=dropout)
+            eval_capacity_factor=eval_capacity_factor, balance_weight=balance_weight, dropout=dropout, causal=causal)
         if not 0 <= threshold <= 1:
             raise bad_value("threshold", got=threshold, expected="a gate in [0, 1]", do="0.2 is usual; 0 = always a second expert.")
         self.threshold, self.z_weight = threshold, z_weight

@@ -32,6 +32,8 @@ class SwitchMoE(RoutedFFN):
         balance_weight: of the balance loss; 0.01, the paper's alpha.
         jitter: in training the router sees x times a uniform draw from 1 - jitter to 1 + jitter; 0.01, the paper's code.
         dropout: probability of dropping a hidden or an output channel; 0, the paper's in pre-training.
+        causal: tokens are served one by one, and an expert has ceil(capacity_factor t / E) slots up to token t, so that position i sees
+            positions up to i in row-major order.
 
     **Raises**: ValueError for num_experts below 1, capacity factors of 0 or less, a jitter outside [0, 1), and an mlp_ratio that
     leaves no hidden channel.
@@ -46,18 +48,18 @@ class SwitchMoE(RoutedFFN):
     """
 
     card = Card(
-        title="Switch mixture of experts", paper="2101.03961", year=2021, survey="Sparse", cost=(1, 1),
+        title="Switch mixture of experts", paper="2101.03961", year=2021, survey="Sparse", cost=(1, 1), causal=True,
         sizes={"tiny": {"dim": 8, "num_experts": 3, "mlp_ratio": 2, "eval_capacity_factor": 0.5}, "base": {"dim": 64},
                "odd": {"dim": 5, "num_experts": 4, "mlp_ratio": 2.5}},
         differs="the tokens that share slots are those of one image; GELU in place of ReLU; the usual initialisation")
 
     def __init__(
         self, dim: int, *, num_experts: int = 8, mlp_ratio: float = 4.0, capacity_factor: float = 1.25, eval_capacity_factor: float = 2.0,
-        balance_weight: float = 0.01, jitter: float = 0.01, dropout: float = 0.0,
+        balance_weight: float = 0.01, jitter: float = 0.01, dropout: float = 0.0, causal: bool = False,
     ):
         super().__init__(
             dim, num_experts, mlp_ratio=mlp_ratio, capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor,
-            balance_weight=balance_weight, dropout=dropout)
+            balance_weight=balance_weight, dropout=dropout, causal=causal)
         if not 0 <= jitter < 1:
             raise bad_value("jitter", got=jitter, expected="a number in [0, 1), the router's noise", do="The paper's code has 0.01.")
         self.jitter = jitter

@@ -76,20 +76,27 @@ def top_two(probs: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def mix_experts(experts: Experts, tokens: Tensor, choice: Tensor, gate: Tensor, limit: Tensor, capacity: int) -> Tensor:
-    """y = sum_k gate_k E_{choice_k}(x) over the choices that find a slot; all first choices are served before any second one.
+    """y = sum_k gate_k E_{choice_k}(x) over the choices that find a slot.
+
+    With one limit for a sample all first choices are served before any second one; with one for each token they are served token by
+    token, so that no token changes what those before it get.
 
     Args:
         experts: E of them.
         tokens: (B, N, C).
         choice: (B, k, N), numbers of experts.
         gate: (B, k, N); 0 = the expert is not used and no slot taken.
-        limit: (B, 1), slots of an expert that a sample may fill.
+        limit: (B, 1), slots of an expert that a sample may fill, or (B, N), those that it may up to each token, which only grow.
         capacity: the most of them.
     """
     batch, count, length = choice.shape
     total = experts.num_experts * batch * capacity
     used = gate > 0
-    slot = _slots(choice.flatten(1), used.flatten(1), limit, capacity, experts.num_experts).view_as(choice)
+    if limit.shape[1] == 1:
+        slot = _slots(choice.flatten(1), used.flatten(1), limit, capacity, experts.num_experts).view_as(choice)
+    else:
+        by_token = (choice.mT.flatten(1), used.mT.flatten(1), limit.repeat_interleave(count, 1))
+        slot = _growing_slots(*by_token, capacity, experts.num_experts).view(batch, length, count).mT
     found = slot < total
     here = torch.arange(batch * length, device=tokens.device).view(batch, 1, length).expand_as(slot)
     # an empty slot computes the first token, in vain
@@ -104,11 +111,26 @@ def mix_experts(experts: Experts, tokens: Tensor, choice: Tensor, gate: Tensor, 
 
 def _slots(choice: Tensor, used: Tensor, limit: Tensor, capacity: int, num_experts: int) -> Tensor:
     """(B, n): the slot of each choice, served in order. Those of expert e and sample b start at (e B + b) capacity; E B capacity = none."""
-    batch = choice.shape[0]
+    turn = _asked(choice, used, num_experts).gather(-1, choice.unsqueeze(-1)).squeeze(-1) - 1
+    return torch.where(used & (turn < limit), _first_slots(choice, capacity) + turn, num_experts * len(choice) * capacity)
+
+
+def _growing_slots(choice: Tensor, used: Tensor, limit: Tensor, capacity: int, num_experts: int) -> Tensor:
+    """The same where the limit (B, n) grows: asked D_i times up to choice i, an expert has served D_i + min(0, min_{j <= i} limit_j - D_j)."""
+    asked = _asked(choice, used, num_experts)
+    served = asked + (limit.unsqueeze(-1) - asked).cummin(1).values.clamp(max=0)
+    before, after = (t.gather(-1, choice.unsqueeze(-1)).squeeze(-1) for t in (F.pad(served, (0, 0, 1, 0))[:, :-1], served))
+    return torch.where(after > before, _first_slots(choice, capacity) + before, num_experts * len(choice) * capacity)
+
+
+def _asked(choice: Tensor, used: Tensor, num_experts: int) -> Tensor:
+    """(B, n, E): how often each expert was asked, up to each choice."""
     hits = (choice.unsqueeze(-1) == torch.arange(num_experts, device=choice.device)) & used.unsqueeze(-1)
-    turn = hits.cumsum(1, dtype=torch.int32).gather(-1, choice.unsqueeze(-1)).squeeze(-1) - 1
-    start = (choice * batch + torch.arange(batch, device=choice.device).unsqueeze(1)) * capacity
-    return torch.where(used & (turn < limit), start + turn, num_experts * batch * capacity)
+    return hits.cumsum(1, dtype=torch.int32)
+
+
+def _first_slots(choice: Tensor, capacity: int) -> Tensor:
+    return (choice * len(choice) + torch.arange(len(choice), device=choice.device).unsqueeze(1)) * capacity
 
 
 def _report(first: Tensor, used: Tensor, found: Tensor, num_experts: int) -> None:

@@ -267,7 +267,7 @@ class SeesTheFuture(RunningSum):
         return super().mix(tokens, grid, mask)
 
 
-@wrong("last output when the past changes: got the same, expected another", "causal")
+@wrong("outputs after a token that changes: got the same, expected others", "causal")
 class Forgets(RunningSum):
     def mix(self, tokens, grid, mask=None):
         return self.proj(tokens) if self.causal else super().mix(tokens, grid, mask)

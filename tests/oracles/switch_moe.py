@@ -27,7 +27,8 @@ def softmax(scores):
 def served(layer, tokens, mask, plan):
     """Sum of gate * expert over the choices plan(x) = [(expert, gate), ...] of every token, best first, while experts have room.
 
-    All tokens are served with their first choice before any is with its second.
+    All tokens are served with their first choice before any is with its second; causal, one token after another, with the room for
+    the tokens so far.
     """
     rows = [[torch.zeros_like(x) for x in sample] for sample in tokens]
     num_experts = len(layer.experts.weight1)
@@ -35,12 +36,13 @@ def served(layer, tokens, mask, plan):
     for n, sample in enumerate(tokens):
         real = [i for i in range(len(sample)) if mask is None or mask[n, i]]
         plans = {i: plan(sample[i]) for i in real}
-        room, taken = math.ceil(len(real) * above / below), [0] * num_experts
-        for turn in range(max((len(p) for p in plans.values()), default=0)):
-            for i in real:
-                e, gate = plans[i][turn]
-                if taken[e] < room:
-                    rows[n][i] = rows[n][i] + gate * expert(layer, e, sample[i])
+        taken, turns = [0] * num_experts, range(max((len(p) for p in plans.values()), default=0))
+        order = [(i, turn) for i in real for turn in turns] if layer.causal else [(i, turn) for turn in turns for i in real]
+        for i, turn in order:
+            e, gate = plans[i][turn]
+            there = real.index(i) + 1 if layer.causal else len(real)
+            if taken[e] < math.ceil(there * above / below):
+                rows[n][i] = rows[n][i] + gate * expert(layer, e, sample[i])
                 taken[e] += 1
     return torch.stack([torch.stack(r) for r in rows])
 
