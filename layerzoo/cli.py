@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from layerzoo.api import list_layers
 from layerzoo.config import GREY, LOCAL, Recipe
-from layerzoo.errors import RankLost, Refusal, bad_value, unknown_name
+from layerzoo.errors import RankLost, Refusal, WorkerLost, bad_value, unknown_name
 from layerzoo.launch.cli import OPTIONS, add_launch
 from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.pack import add_data
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0 done, 1 a loss that is not finite or a rank that is lost, 2 a recipe or usage that is wrong, 65 data refused, 74 storage, 77 refused for
+        0 done, 1 a loss that is not finite or a rank or a worker that is lost, 2 a recipe or usage that is wrong, 65 data refused, 74 storage, 77 refused for
         security, 130 interrupted. Any other fault leaves as an exception, which ends the process with 1.
     """
     parser = _parser()
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"storage: got {error}, expected a place to write. Free space, or name another folder: --runs PATH.", file=sys.stderr)
         return 74
-    except (FloatingPointError, RankLost) as error:
+    except (FloatingPointError, RankLost, WorkerLost) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

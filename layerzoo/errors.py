@@ -28,6 +28,10 @@ class RankLost(RuntimeError):
     """Another process of a run ended or did not answer; its own message says why."""
 
 
+class WorkerLost(RuntimeError):
+    """A process that reads images died or got stuck."""
+
+
 def bad_value(what: str, *, got: object, expected: str, do: str, kind: type[Refusal] = Refusal) -> Refusal:
     """A refusal in the one form the library uses."""
     return kind(f"{what}: got {got}, expected {expected}. {do}")

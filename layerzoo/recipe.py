@@ -18,8 +18,9 @@ _ROOT = Path(__file__).parent
 _CHECKOUT = (_ROOT.parent / "pyproject.toml").is_file()
 SHIPPED_RECIPES = _ROOT.parent / "recipes" if _CHECKOUT else _ROOT / "_recipes"
 NOT_IN_HASH = (
-    "meta", "logging", "runs", "seed", "data.num_workers", "data.eval_batch_size", "data.cache", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch", "trainer.save_minutes", "trainer.rank_timeout")  # how it is run, not what
+    "meta", "logging", "runs", "seed", "data.num_workers", "data.worker_timeout", "data.eval_batch_size", "data.cache", "data.max_unreadable",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.log_every_n_steps", "trainer.check_val_every_n_epoch",
+    "trainer.save_minutes", "trainer.rank_timeout")  # how it is run, not what
 
 
 def list_recipes() -> list[str]:

@@ -16,6 +16,7 @@ from layerzoo.data.loader import CPU, Feed, Loader
 from layerzoo.data.memory import MemoryLoader
 from layerzoo.data.sources import ImageSet, check_source, open_source
 from layerzoo.data.streaming import StreamLoader, check_policy
+from layerzoo.data.unreadable import Unreadable
 from layerzoo.errors import DataRefused, bad_value, unknown_name
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that `pipeline: auto` keeps in memory
@@ -63,10 +64,16 @@ class ImageData(pl.LightningDataModule):
         config = self.config
         source = open_source(config.source)
         self.in_memory, reason = self._choose(source.splits)
-        self.pixels = {split: load_pixels(images, config.img_size, config.cache) for split, images in source.splits.items()} if self.in_memory else {}
+        broken: dict[int, str] = {}
+        self.pixels = {
+            split: load_pixels(images, config.img_size, config.cache, broken if config.max_unreadable and split == "train" else None)
+            for split, images in source.splits.items()} if self.in_memory else {}
         self.classes = source.classes or [str(c) for c in range(int(source.splits["train"].labels.max()) + 1)]
         self.sets = source.splits
         self.parts, note = self._split()
+        self.unreadable = Unreadable(self.sets["train"], config.max_unreadable, self.parts["train"][1])
+        if broken:
+            self._mend(broken)
         self.num_samples = {split: len(index) for split, (_, index) in self.parts.items()}
         self.mean, self.std = _moments(self.pixels["train"], self.parts["train"][1]) if self.in_memory else IMAGENET
         _say(f"feed   {reason}; mean and std {'of the training images' if self.in_memory else 'of ImageNet'}{note}")
@@ -95,7 +102,8 @@ class ImageData(pl.LightningDataModule):
         """`count` training images drawn at random, or all if there are fewer: (count, 3, H, W), normalised, not augmented, on the CPU."""
         which, index = self.parts["train"]
         index = index[permutation(len(index), self.augment.seed, Draw.SPLIT)[:count]]
-        return torch.cat(list(self._create(which, self._feed(which, index, batch_size=self.config.eval_batch_size, targets=False))))
+        feed = self._feed(which, index, batch_size=self.config.eval_batch_size, targets=False)
+        return torch.cat(list(self._create(which, feed, self.unreadable)))
 
     def _loader(self, split: str, batch_size: int, augment: Augment | None = None, targets: bool = True) -> Loader:
         rank, ranks, device = 0, 1, CPU
@@ -107,18 +115,25 @@ class ImageData(pl.LightningDataModule):
             feed = self._feed(
                 which, index, batch_size=batch_size, augment=augment, targets=targets, rank=rank, world_size=ranks, device=device,
                 listing=self.sets[which].listing(index))
-            self._loaders[key] = self._create(which, feed)
+            self._loaders[key] = self._create(which, feed, self.unreadable if split == "train" else None)
         return self._loaders[key]
+
+    def _mend(self, broken: dict[int, str]) -> None:
+        held = [int(i) for split, (which, index) in self.parts.items() if split != "train" and which == "train" for i in index if i in broken]
+        if held:
+            raise DataRefused(broken[held[0]])  # what is measured on is whole
+        used = self.unreadable.index
+        self.unreadable.mend(self.pixels["train"].numpy(), {i: broken[i] for i in broken if i in used})
 
     def _feed(self, which: str, index: np.ndarray, **options) -> Feed:
         return Feed(
             index=index, labels=self.sets[which].labels[index], num_classes=len(self.classes), mean=self.mean, std=self.std, name=self.sets[which].name,
             **options)
 
-    def _create(self, which: str, feed: Feed) -> Loader:
+    def _create(self, which: str, feed: Feed, unreadable: Unreadable | None = None) -> Loader:
         if self.in_memory:
             return MemoryLoader(self.pixels[which], feed)
-        return StreamLoader(self.sets[which], self.config.img_size, feed, self.config.num_workers)
+        return StreamLoader(self.sets[which], self.config.img_size, feed, self.config.num_workers, self.config.worker_timeout, unreadable)
 
     def _check_options(self) -> None:
         config, augment = self.config, self.config.augment

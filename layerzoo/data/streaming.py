@@ -19,7 +19,8 @@ from layerzoo.data.augment import Augment, pad
 from layerzoo.data.images import fit_image
 from layerzoo.data.loader import Feed, Loader
 from layerzoo.data.sources import ImageSet
-from layerzoo.data.workers import TIMEOUT, watched
+from layerzoo.data.unreadable import Unreadable
+from layerzoo.data.workers import TIMEOUT, pulse, watched
 from layerzoo.errors import DataRefused, bad_value
 
 _NUMBER = r"\d+(\.\d+)?"
@@ -33,22 +34,27 @@ class Stream(Dataset):
         images: the set.
         size: side in pixels.
         augment: of training; None = evaluation.
+        unreadable: gives the images.
     Raises:
         ValueError: for a randaugment that timm does not know.
     """
 
-    def __init__(self, images: ImageSet, size: int, augment: Augment | None):
-        self.images, self.size, self.augment = images, size, augment
+    def __init__(self, images: ImageSet, size: int, augment: Augment | None, unreadable: Unreadable):
+        self.images, self.size, self.augment, self.unreadable, self.done = images, size, augment, unreadable, pulse()
         self.cut, self.change = create_transforms(augment.config, size) if augment else (None, None)
 
-    def __getitem__(self, request: tuple[int, np.ndarray, np.ndarray]) -> Tensor | DataRefused:
-        """(B, size, size, 3) uint8 of (epoch, sample numbers, their numbers in the set). An error returns as a value, since torch
-        would raise it below a worker's traceback."""
-        epoch, index, places = request
+    def __getitem__(self, request: tuple[int, np.ndarray, np.ndarray]) -> Tensor | list | DataRefused:
+        """(B, size, size, 3) uint8 of (epoch, sample numbers, their numbers in the set); if others stand in for some, a list
+        of that and the reasons by number. An error returns as a value, since torch would raise it below a worker's traceback."""
+        met: dict[int, str] = {}
         try:
-            images = np.stack([self._image(epoch, int(i), int(place)) for i, place in zip(index, places)])
+            batch = self._batch(*request, met)
         except DataRefused as error:
             return error
+        return [batch, met] if met else batch
+
+    def _batch(self, epoch: int, index: np.ndarray, places: np.ndarray, met: dict[int, str]) -> Tensor:
+        images = np.stack([self._image(epoch, int(i), int(place), met) for i, place in zip(index, places)])
         if self.augment is None:
             return torch.from_numpy(images)
         flips, size = self.augment.mirrored(index, epoch).astype(bool), self.size
@@ -57,8 +63,11 @@ class Stream(Dataset):
         crops = [image[top : top + size, left : left + size] for image, top, left in zip(padded, *self.augment.corners(index, epoch))]
         return torch.from_numpy(np.stack(crops))
 
-    def _image(self, epoch: int, i: int, place: int) -> np.ndarray:
-        image = self.images.read(place)
+    def _image(self, epoch: int, i: int, place: int, met: dict[int, str]) -> np.ndarray:
+        image, reason = self.unreadable.read(place)
+        if reason:
+            met[place] = reason
+        self.done += 1
         if self.augment is None:
             return np.asarray(fit_image(image, self.size))
         with seeded(self.augment.transform_seed(i, epoch)):
@@ -74,20 +83,27 @@ class StreamLoader(Loader):
         size: side in pixels.
         feed: what to give.
         num_workers: processes; 0 = this one.
-        timeout: seconds to wait for a batch before giving the workers up; None = two minutes and a second for each image.
+        timeout: seconds without an image from any worker before they are given up.
+        unreadable: what stands in for broken images; None = nothing.
     """
 
-    def __init__(self, images: ImageSet, size: int, feed: Feed, num_workers: int, timeout: float | None = None):
+    def __init__(
+        self, images: ImageSet, size: int, feed: Feed, num_workers: int, timeout: float = TIMEOUT, unreadable: Unreadable | None = None,
+    ):
         super().__init__(feed)
-        self.stream = Stream(images, size, feed.augment)
-        self.num_workers, self.timeout = num_workers, timeout or TIMEOUT + self.local_batch
+        self.unreadable = unreadable or Unreadable(images)
+        self.stream = Stream(images, size, feed.augment, self.unreadable)
+        self.num_workers, self.timeout = num_workers, timeout
         self.requests: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def pixels(self, index: np.ndarray, epoch: int, parts: list[slice]) -> Iterator[Tensor]:
         self.requests[:] = [(epoch, index[part], self.feed.index[index[part]]) for part in parts]
-        for batch in watched(self.workers, self._describe):
+        for batch in watched(self.workers, self.stream.done, self.timeout, self._describe):
             if isinstance(batch, DataRefused):
                 raise batch
+            if isinstance(batch, list):
+                batch, met = batch
+                self.unreadable.add(met)
             yield batch
 
     def close(self) -> None:
@@ -105,8 +121,8 @@ class StreamLoader(Loader):
         """Processes that live as long as the loader; each epoch refills the list of requests that they are sent."""
         many = self.num_workers > 0
         return DataLoader(
-            self.stream, sampler=self.requests, batch_size=None, num_workers=self.num_workers, timeout=self.timeout if many else 0,
-            persistent_workers=many, pin_memory=self.feed.device.type == "cuda")
+            self.stream, sampler=self.requests, batch_size=None, num_workers=self.num_workers, persistent_workers=many,
+            pin_memory=self.feed.device.type == "cuda")
 
 
 def create_transforms(config: AugmentConfig, size: int) -> tuple[Callable | None, Callable]:

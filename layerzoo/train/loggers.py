@@ -108,7 +108,7 @@ class PatientWandbLogger(WandbLogger):
 
 
 def create_wandb(config: LoggingConfig, folder: Path, *, name: str, group: str) -> PatientWandbLogger | None:
-    """A W&B logger whose run has begun, online if that works, else offline; None where W&B is disabled or not installed.
+    """A W&B logger whose run has begun, online if that works, else offline; None where W&B is disabled, not installed or broken.
 
     "auto" follows WANDB_MODE if that is set. It never asks, and waits at most half a minute for a server. The run's id
     is kept in the folder, so that a resumed run continues its curves.
@@ -125,29 +125,44 @@ def create_wandb(config: LoggingConfig, folder: Path, *, name: str, group: str) 
     if importlib.util.find_spec("wandb") is None:
         print("W&B: not installed, so metrics.jsonl alone")
         return None
+    identity = _identity(folder)
+    try:
+        return _start(config, folder, mode, identity, name=name, group=group)
+    except Exception as error:  # noqa: BLE001  as in `_patient`
+        print(f"W&B: not started ({type(error).__name__}: {error}); the run goes on, and metrics.jsonl is complete", flush=True)
+        return None
+
+
+def _identity(folder: Path) -> str:
+    """The id of the W&B run, the same whenever this run is resumed."""
+    kept = Path(folder) / "wandb_id"
+    with stored(kept):
+        if not (kept.exists() and kept.read_text(encoding="utf-8")):  # empty after a power cut
+            kept.write_text(secrets.token_hex(4), encoding="utf-8")
+        return kept.read_text(encoding="utf-8")
+
+
+def _start(config: LoggingConfig, folder: Path, mode: str, identity: str, **names: str) -> PatientWandbLogger:
     import wandb
 
     reason = "as asked" if mode in ("offline", "dryrun") else _why_offline()
     if not reason:
         try:
-            return _start(config, folder, "online", name, group)
-        except wandb.Error as error:
-            reason = f"no run could be started: {str(error).splitlines()[0]}"
+            return _begin(config, folder, "online", identity, **names)
+        except Exception as error:  # noqa: BLE001  as in `_patient`
+            reason = f"no run could be started: {(str(error) or type(error).__name__).splitlines()[0]}"
             wandb.teardown()  # which gives the run's id free again
-    logger = _start(config, folder, "offline", name, group)
+    logger = _begin(config, folder, "offline", identity, **names)
     print(f"W&B: offline ({reason}); to upload: wandb sync {Path(logger.experiment.dir).parent}")
     return logger
 
 
-def _start(config: LoggingConfig, folder: Path, mode: str, name: str, group: str) -> PatientWandbLogger:
+def _begin(config: LoggingConfig, folder: Path, mode: str, identity: str, *, name: str, group: str) -> PatientWandbLogger:
     import wandb
 
-    kept = Path(folder) / "wandb_id"
-    if not kept.exists():
-        kept.write_text(secrets.token_hex(4), encoding="utf-8")
     settings = wandb.Settings(init_timeout=10, finish_timeout=60, silent=mode == "offline")
     run = wandb.init(
-        project=config.project, name=name, group=group, id=kept.read_text(encoding="utf-8"), dir=folder, mode=mode, resume="allow",
+        project=config.project, name=name, group=group, id=identity, dir=folder, mode=mode, resume="allow",
         settings=settings)  # not left to WandbLogger, which passes an option that W&B deprecates
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

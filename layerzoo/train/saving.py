@@ -117,13 +117,16 @@ def verify(folder: Path) -> dict:
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != hashlib.sha256(to_json(rest)).hexdigest() or data != to_json(manifest):
         raise refused(path, got="altered content" if path.exists() else "no file", expected="the manifest of a training checkpoint", do=_AGAIN)
-    if manifest.get("format") != FORMAT:
-        raise refused(path, got=f"format {manifest.get('format')}", expected=f"format {FORMAT}", do="Resume with the version of layerzoo that wrote it.")
+    if (version := json.dumps(manifest.get("format"))) != str(FORMAT):  # as text, for True == 1.0 == 1
+        raise refused(path, got=f"format {version:.40}", expected=f"format {FORMAT}", do="Resume with the version of layerzoo that wrote it.")
+    stated = manifest.get("files")
+    if not isinstance(stated, dict) or not all(isinstance(stated.get(name), dict) and stated[name].keys() == {"bytes", "sha256"} for name in _FILES):
+        raise refused(path, got="no such list", expected=f"the size and SHA-256 of {', '.join(_FILES)}", do=_AGAIN)
     for name in _FILES:
         found = _entry(folder / name) if (folder / name).is_file() else None
-        if found != manifest["files"][name]:
+        if found != stated[name]:
             got = f"{found['bytes']} bytes with SHA-256 {found['sha256'][:12]}..." if found else "no file"
-            expected = "{bytes} bytes with SHA-256 {sha256:.12}...".format(**manifest["files"][name])
+            expected = "{bytes} bytes with SHA-256 {sha256!s:.12}...".format(**stated[name])
             raise refused(folder / name, got=got, expected=expected, do=_AGAIN)
     return manifest
 

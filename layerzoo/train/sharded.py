@@ -87,11 +87,11 @@ class Sharded(DDPStrategy):
             dist.broadcast(buffer, 0)
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        def gather(part: DTensor) -> Tensor:
+        def assemble(part: DTensor) -> Tensor:
             whole = part.full_tensor()
             return whole.cpu() if self.is_global_zero else torch.empty(0)
 
-        return tree_map_only(DTensor, gather, state)
+        return tree_map_only(DTensor, assemble, state)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

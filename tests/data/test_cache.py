@@ -36,7 +36,7 @@ def images(tmp_path):
 def decoded(monkeypatch):
     """Titles of the sets that were decoded."""
     titles = []
-    monkeypatch.setattr(cache, "decode", lambda images, size: (titles.append(images.title), decode(images, size))[1])
+    monkeypatch.setattr(cache, "decode", lambda images, *rest: (titles.append(images.title), decode(images, *rest))[1])
     return titles
 
 
@@ -95,8 +95,8 @@ def test_a_changed_set_is_decoded_anew(change, images, decoded, own_folder):
 
 
 def test_a_set_that_changes_while_it_is_read(images, monkeypatch):
-    def slow(images, size):
-        pixels = decode(images, size)
+    def slow(images, *rest):
+        pixels = decode(images, *rest)
         time.sleep(0.02)
         Image.fromarray(picture(9)).save(images.name(0))
         return pixels

@@ -29,7 +29,7 @@ class Fault(pl.Callback):
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
         if not self.is_here(trainer):
             return
-        print(f"rank {self.rank} now", flush=True)
+        print(f"rank {self.rank} now" if self.phase else f"rank {self.rank} now, asked at {time.time()}", flush=True)
         if self.fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "stuck":

@@ -53,6 +53,7 @@ def test_what_is_left_of_a_training_checkpoint_is_whole(tmp_path, monkeypatch, c
     assert outcomes(record, record.moments[-1:], work).keys() == {last}, "what was said to be saved is saved"
 
 
+@pytest.mark.slow
 def test_a_run_that_has_saved_is_found_again(tmp_path, monkeypatch):
     """From the first folder on: whatever is left, the same command begins or goes on, and after a save it goes on."""
     def begin():
@@ -102,6 +103,7 @@ def test_the_replay_finds_what_is_not_synced(tmp_path, monkeypatch):
     assert skipped == 7, "four files, the folder, its name"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_is_left_of_a_published_one_is_whole(tmp_path, monkeypatch, overwrite):
     root, target = tmp_path / "root", tmp_path / "root" / "deep" / "er"

@@ -16,15 +16,16 @@ from layerzoo.train.saving import newest_whole
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 CLEAN = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")}
-LIMIT = 150  # seconds in which all have to be over; a rank waits 30 for another, and starting takes ten or more
+LIMIT = 120  # seconds after a fault in which all have to be over; a rank waits 30 for another
+START = 300  # for imports and the first steps, which take ten, and minutes on a machine that has other work
 
 
 def start(fault, rank, step, folder, devices):
-    """(exit code, what was printed, seconds since a signal); nothing of its process group is left."""
+    """(exit code, what was printed, seconds since the fault); nothing of its process group is left."""
     words = [sys.executable, SCRIPT, fault, str(rank), str(step), str(folder), str(devices)]
     process = subprocess.Popen(
         words, env=CLEAN | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    out, _ = process.communicate(timeout=LIMIT)  # which waits for every process that could still print
+    out, _ = process.communicate(timeout=START + LIMIT)  # which waits for every process that could still print
     asked = re.search(r"asked at ([\d.]+)", out)
     return process.returncode, out, time.time() - float(asked[1]) if asked else 0.0
 
@@ -86,9 +87,9 @@ QUICK = {("killed", 0), ("killed", 1), ("raises", 1), ("stuck", 0), ("nan", 1)}
 
 @pytest.mark.parametrize("fault, rank", [pytest.param(*f, marks=pytest.mark.slow if f in QUICK else pytest.mark.release) for f in FAULTS])
 def test_a_rank_that_fails_ends_all(tmp_path, unbroken, fault, rank):
-    began, reason = time.monotonic(), REASONS[fault]
-    code, out, _ = start(fault, rank, 11, tmp_path, 2)
-    assert time.monotonic() - began < LIMIT
+    reason = REASONS[fault]
+    code, out, seconds = start(fault, rank, 11, tmp_path, 2)
+    assert 0 < seconds < LIMIT, out
     assert code in ((137, -9, 1) if fault in ("killed", "stuck") else (1,)), out
     assert re.search(reason, out) and out.count("Traceback") <= (fault == "raises"), out
     if fault in ("raises", "stuck"):

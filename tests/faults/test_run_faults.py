@@ -17,60 +17,17 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import ranks
-import torch
+from runs import At, equal, folder, left, runner
 
-import layerzoo as lz
-from layerzoo import cli
-from layerzoo.train import run
-from layerzoo.train.loggers import read_metrics
 from layerzoo.train.saving import newest_whole
 
 WORDS = [sys.executable, Path(ranks.__file__), "none", "0", "0"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-class At(pl.Callback):
-    """Does something at the end of a step, or in a save."""
-
-    def __init__(self, action, step=11, save=False):
-        self.action, self.step, self.save = action, step, save
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step and not self.save:
-            self.action()
-
-    def on_save_checkpoint(self, *args):
-        if self.save:
-            self.action()
-
-
 @pytest.fixture
 def fit(tmp_path, monkeypatch, capsys):
-    """Run the small recipe by the command line with a callback; exit code and what it said."""
-    def call(*callbacks):
-        monkeypatch.setattr(cli, "_start", lambda args: (ranks.recipe(str(tmp_path), 1), "toy"))
-        monkeypatch.setattr(run, "_callbacks", lambda recipe: [*callbacks])
-        try:
-            code = cli.main(["fit", "toy"])
-        except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().err
-    return call
-
-
-def folder(tmp_path):
-    [found] = (tmp_path / "toy").iterdir()
-    return found
-
-
-def left(tmp_path):
-    rows = [{k: v for k, v in row.items() if k not in ("time", "train/images_per_s")} for row in read_metrics(folder(tmp_path) / "metrics.jsonl")]
-    return rows, lz.load(folder(tmp_path) / "checkpoint").state_dict()
-
-
-def equal(one, other):
-    (rows, weights), (again, same) = one, other
-    assert rows == again and all(torch.equal(weights[k], same[k]) for k in weights)
+    return runner(tmp_path, monkeypatch, capsys)
 
 
 def test_a_run_folder_that_vanishes(fit, tmp_path):
