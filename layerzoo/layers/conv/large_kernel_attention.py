@@ -34,7 +34,7 @@ class LargeKernelAttention(Layer):
         >>> lz.create_layer("large_kernel_attention", dim=64)(torch.randn(2, 64, 7, 5)).shape
         torch.Size([2, 64, 7, 5])
 
-    **Differs from the paper**: its code adds x once more inside the unit, which is the residual of the block.
+    **Differs from the paper**: its code adds the unit's input to its output, beside the residual of the block.
     """
 
     card = Card(
@@ -42,7 +42,7 @@ class LargeKernelAttention(Layer):
         symmetry="translation",
         sizes={"tiny": {"dim": 8, "kernel_size": 3, "dilation": 2}, "base": {"dim": 64},
                "odd": {"dim": 5, "kernel_size": 5, "dilation": 1}},
-        differs="its code adds x once more inside the unit, which is the residual of the block",
+        differs="its code adds the unit's input to its output, beside the residual of the block",
         cannot={"mask": "it is a layer of maps, and a map has no places to leave out"})
 
     def __init__(self, dim: int, *, kernel_size: int = 7, dilation: int = 3):

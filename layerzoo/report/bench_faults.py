@@ -1,0 +1,277 @@
+"""Savers under the same faults: `python -m layerzoo.report.bench_faults --out faults.csv`.
+
+Each row says how many tries ended how: `newest` (the last save that was said to be done, or the one at work), `older` (an earlier one, taken by
+itself), `refused` (an error, and the user has to look for another file), `wrong` (values that nobody ever saved, without a word).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from layerzoo.quiet import quiet
+from layerzoo.report.measured import new_path, write_rows
+from layerzoo.report.savers import SAVERS, state
+
+FLOATS = 3_000_000  # 12 MB, while a save is killed; 100 kB where files are damaged
+ENDS = ("newest", "older", "refused", "wrong")
+
+
+class Payload:
+    """An object whose loading touches a file, where it runs code."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def bench_faults(tries: int) -> list[dict]:
+    """One row for each fault and saver.
+
+    Args:
+        tries: kills of each saver; bits flipped and lengths cut are ten times and five times as many.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        for number, (fault, name, ends) in enumerate(_faults(Path(root), tries)):
+            rows.append({"fault": fault, "saver": name, "tries": sum(ends.get(end, 0) for end in ENDS)} | {end: ends.get(end, 0) for end in ENDS} | {
+                "left": ends.get("left", 0)})
+            print("  ".join(f"{value!s:>9}" if i > 1 else f"{value:28}" for i, value in enumerate(rows[-1].values())), flush=True)
+    return rows
+
+
+def _faults(root: Path, tries: int) -> Iterator[tuple[str, str, dict]]:
+    kinds: dict[str, Callable[[str, Path], dict]] = {
+        "killed in a save": lambda name, home: killed(name, home, tries),
+        "killed, $TMPDIR elsewhere": lambda name, home: killed(name, home, tries, elsewhere=True),
+        "a bit flipped": lambda name, home: damaged(name, home, 10 * tries, _flip),
+        "cut short": lambda name, home: damaged(name, home, 5 * tries, _cut),
+        "file too large for the disk": lambda name, home: failing(name, home, _full),
+        "no room, $TMPDIR elsewhere": lambda name, home: failing(name, home, _no_room),
+        "a folder that is read-only": lambda name, home: failing(name, home, _read_only),
+        "an object that is no value": refusing, "code in a checkpoint": attacked}
+    for fault, call in kinds.items():
+        for name in SAVERS:
+            home = root / f"{fault} {name}".replace(" ", "-").replace("$", "")
+            home.mkdir()
+            yield fault, name, call(name, home)
+            shutil.rmtree(home)
+
+
+def killed(name: str, home: Path, tries: int, elsewhere: bool = False) -> dict:
+    """SIGKILL at random moments of a loop of saves; files that are left beside what is kept."""
+    draw, ends = random.Random(0), {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if elsewhere else home) as temporary:
+        for number in range(tries):
+            folder = home / str(number)
+            folder.mkdir()
+            words = [sys.executable, "-m", "layerzoo.report.bench_faults", "--save", name, "--into", str(folder)]
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": temporary, "OMP_NUM_THREADS": "1"}) as child:
+                said = [int(child.stdout.readline()) for _ in range(2)]
+                time.sleep(draw.uniform(0, 0.3))
+                child.kill()
+                said += map(int, child.stdout.read().split())
+            _count(ends, _end(name, folder, range(said[-1], said[-1] + 2)))
+            shutil.rmtree(folder)
+        ends["left"] = sum(path.stat().st_size > 10**6 for path in Path(temporary).rglob("*"))
+    return ends
+
+
+def damaged(name: str, home: Path, tries: int, harm: Callable[[bytes, random.Random], bytes]) -> dict:
+    """A file of the newest is changed, after two saves."""
+    draw, ends, saver = random.Random(0), {}, SAVERS[name]()
+    for step in (1, 2):
+        saver.save(home, state(step, 25_000))
+    newest = saver.find(home).path
+    files = sorted(path for path in newest.rglob("*") if path.is_file()) if newest.is_dir() else [newest]
+    for number in range(tries):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        path.unlink()  # timm links files of one content
+        path.write_bytes(harm(whole, draw))
+        _count(ends, _end(name, home, range(2, 3)))
+        path.write_bytes(whole)
+    return ends
+
+
+def failing(name: str, home: Path, trouble: Callable) -> dict:
+    """A save that cannot be done, after one that was: what is gone on from, and `left` = 1 where nobody was told."""
+    with trouble(home) as begin:
+        folder = home / "disk"
+        saver, told = SAVERS[name](), False
+        saver.save(folder, state(1, 500_000))
+        with begin():
+            try:
+                saver.save(folder, state(2, 500_000))
+            except (OSError, RuntimeError):
+                told = True
+        found = _end(name, folder, range(2, 3))
+    return {found: 1, "left": int(not told and found != "newest")}
+
+
+def refusing(name: str, home: Path) -> dict:
+    """A path among the values: refused when it is saved, which keeps what was saved before, or only when it is loaded."""
+    saver = SAVERS[name]()
+    saver.save(home, state(1, 1000))
+    try:
+        saver.save(home, state(2, 1000) | {"hyper_parameters": {"root": PurePosixPath("data")}})
+    except ValueError:
+        return {_end(name, home, range(1, 2)): 1}
+    return {_end(name, home, range(2, 3)): 1}
+
+
+def attacked(name: str, home: Path) -> dict:
+    """An object that runs code when it is loaded: `wrong` where it ran."""
+    saver = SAVERS[name]()
+    saver.save(home, state(1, 1000))
+    path, ran = saver.find(home).path, home / "ran"
+    target = path / "state.safetensors" if path.is_dir() else path
+    target.unlink()
+    torch.save({"state_dict": Payload(ran)}, target)
+    end = _end(name, home, range(1, 2))
+    return {"wrong" if ran.exists() else end: 1}
+
+
+def _end(name: str, folder: Path, newest: range) -> str:
+    try:
+        step = SAVERS[name]().find(folder).step
+    except Exception:  # of any kind, as a user would meet it
+        return "refused"
+    return "newest" if step in newest else "older" if 0 < step < newest.start else "wrong"
+
+
+def _count(ends: dict, end: str) -> None:
+    ends[end] = ends.get(end, 0) + 1
+
+
+def _flip(data: bytes, draw: random.Random) -> bytes:
+    at = draw.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1:]
+
+
+def _cut(data: bytes, draw: random.Random) -> bytes:
+    return data[: draw.randrange(len(data))]
+
+
+@contextmanager
+def _full(home: Path) -> Iterator[Callable]:
+    """The system refuses any file above 1 MB."""
+    (home / "disk").mkdir()
+
+    @contextmanager
+    def begin() -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    yield begin
+
+
+@contextmanager
+def _mounted(home: Path) -> Iterator[Path]:
+    disk = home / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@contextmanager
+def _no_room(home: Path) -> Iterator[Callable]:
+    """A disk of 6 MB for saves of 2 MB, filled but for 1 MB; temporary files lie on another."""
+    with _mounted(home) as disk:
+        @contextmanager
+        def begin() -> Iterator[None]:
+            filler = disk / "filler"
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - 10**6))
+            yield
+            filler.unlink()
+
+        yield begin
+
+
+@contextmanager
+def _read_only(home: Path) -> Iterator[Callable]:
+    with _mounted(home) as disk:
+        @contextmanager
+        def begin() -> Iterator[None]:
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+            try:
+                yield
+            finally:
+                subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+
+        yield begin
+
+
+def costs(rounds: int) -> list[dict]:
+    """Seconds of a save and of a load, and bytes on the disk, as ratios to torch.save; medians over rounds, in which savers alternate."""
+    rows = []
+    for floats in (250_000, 25_000_000):
+        with tempfile.TemporaryDirectory() as root:
+            savers = {name: (kind(), Path(root, name)) for name, kind in SAVERS.items()}
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in savers}
+            for _, folder in savers.values():
+                folder.mkdir()
+            for step in range(1, rounds + 2):
+                kept = state(step, floats)
+                for name, (saver, folder) in savers.items():
+                    began = time.perf_counter()
+                    saver.save(folder, kept)
+                    saved = time.perf_counter()
+                    saver.find(folder)
+                    times[name].append((saved - began, time.perf_counter() - saved))
+            for name, own in times.items():
+                save, load = (statistics.median(a[i] / b[i] for a, b in zip(own[1:], times["torch.save"][1:])) for i in range(2))
+                size = sum(path.stat().st_size for path in savers[name][1].rglob("*") if path.is_file())
+                rows.append({"saver": name, "MB": floats * 4 / 1e6, "save": f"{save:.2f}", "load": f"{load:.2f}", "bytes": f"{size / (floats * 4):.2f}"})
+                print("  ".join(f"{value!s:>10}" for value in rows[-1].values()), flush=True)
+    return rows
+
+
+def main() -> None:
+    """Print every row as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tries", type=int, default=30, help="kills of each saver; 30")
+    parser.add_argument("--rounds", type=int, default=9, help="of each save that is timed; 9")
+    parser.add_argument("--out", type=Path, help="a new .csv for the faults; costs go beside it, to NAME-costs.csv")
+    parser.add_argument("--save", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    quiet()
+    torch.set_num_threads(1)
+    if args.save:
+        saver = SAVERS[args.save]()
+        for step in count(1):
+            saver.save(args.into, state(step, FLOATS))
+            print(step, flush=True)
+    out = args.out and new_path(args.out)
+    found, prices = bench_faults(args.tries), costs(args.rounds)
+    if out:
+        write_rows(found, out)
+        write_rows(prices, out.with_name(f"{out.stem}-costs.csv"))
+
+
+if __name__ == "__main__":
+    main()
