@@ -122,6 +122,8 @@ def read_index(folder: Path, paths: list[Path]) -> tuple[list[str], dict[str, np
         name = sorted(name for name in {*told, *found} if told.get(name) != found.get(name))[0]
         sizes = [f"{sizes[name]:,} bytes" if name in sizes else "no such shard" for sizes in (found, told)]
         raise bad_value(f"{folder / name}", got=sizes[0], expected=f"{sizes[1]}, as {path} states", do=_AGAIN, kind=DataRefused)
+    if [shard["name"] for shard in about["shards"]] != [p.name for p in paths]:
+        _refuse(path, "shards that are not in the order of their names")
     shard, offset, size = (arrays[key] for key in ("shard", "offset", "size"))
     ends = np.array(list(told.values()), np.int64)
     if not (len(shard) and shard.min() >= 0 and shard.max() < len(ends) and min(offset.min(), size.min()) >= 0 and (size <= ends[shard] - offset).all()):
@@ -139,7 +141,9 @@ def stated(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
             _refuse(path, f"format {about['format']!r}")
         shards = [{key: kind(shard[key]) for key, kind in (("name", str), ("bytes", int), ("sha256", str))} for shard in about["shards"]]
         about = {"classes": [str(name) for name in about["classes"]], "shards": shards}
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except DataRefused:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         _refuse(path, f"{type(error).__name__}: {error}")
     shapes = {key: (array.ndim, len(array), array.dtype) for key, array in arrays.items() if array.ndim}
     if shapes != {key: (2 if key == "name" else 1, arrays["label"].size, kind) for key, kind in ARRAYS.items()} or not arrays["name"].size:
@@ -184,7 +188,9 @@ def scan(path: Path) -> list[tuple[int, int, int, str]]:
                 file.seek(tar.offset)  # where it stopped, which it does at a broken header too, in silence
                 if file.read(BLOCK) != bytes(BLOCK):
                     _cut(path, f"no header of a file and no end at byte {tar.offset:,} of {total:,}")
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        except DataRefused:
+            raise
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:  # the last: of a name said to be longer than memory
             _cut(path, f"{type(error).__name__}: {error}", error)
         return [_sample(file, path, key, parts) for key, parts in samples.items()] or _cut(path, "no images")
 

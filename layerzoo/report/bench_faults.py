@@ -236,7 +236,7 @@ def costs(rounds: int) -> list[dict]:
                 folder.mkdir()
             for step in range(1, rounds + 2):
                 kept = state(step, floats)
-                for name, (saver, folder) in savers.items():
+                for name, (saver, folder) in random.sample(list(savers.items()), len(savers)):
                     began = time.perf_counter()
                     saver.save(folder, kept)
                     saved = time.perf_counter()
@@ -244,7 +244,7 @@ def costs(rounds: int) -> list[dict]:
                     times[name].append((saved - began, time.perf_counter() - saved))
             for name, own in times.items():
                 save, load = (statistics.median(a[i] / b[i] for a, b in zip(own[1:], times["torch.save"][1:])) for i in range(2))
-                size = sum(path.stat().st_size for path in savers[name][1].rglob("*") if path.is_file())
+                size = sum({found.st_ino: found.st_size for path in savers[name][1].rglob("*") if path.is_file() for found in [path.stat()]}.values())
                 rows.append({"saver": name, "MB": floats * 4 / 1e6, "save": f"{save:.2f}", "load": f"{load:.2f}", "bytes": f"{size / (floats * 4):.2f}"})
                 print("  ".join(f"{value!s:>10}" for value in rows[-1].values()), flush=True)
     return rows

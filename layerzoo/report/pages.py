@@ -150,17 +150,18 @@ look for another file. `wrong` means values that nobody ever saved, without a wo
 {0}
 
 Kills come at random moments of a loop of saves of 12 MB. `$TMPDIR` elsewhere is on another file system than the checkpoints, as is usual on clusters. A flipped bit is one
-of all in the files of the newest save. Nobody checks what `torch.load` reads: a flipped bit in a weight becomes that weight.
+of all in the files of the newest save; weights and moments are compared. Nobody checks what `torch.load` reads: a flipped bit in a weight becomes that weight.
 
 ## Their cost
 
 Over `torch.save`, medians of alternating saves in one run, one thread, one disk. layerzoo hashes all bytes and waits until they are on the disk, and reads them twice when it loads, once to
-verify; the others do neither. It keeps two saves, Lightning here too, timm two and one more under another name; `torch.save` keeps one.
+verify; the others do neither. It keeps two saves, as Lightning and timm do here; `torch.save` keeps one. timm has the size of what it loads from the running model.
 
 {1}
 
 **Where others are equal or better.** Under kills and on full disks timm loses no save either. Lightning loses none where its temporary files lie beside the checkpoints. Nobody ran the code in
-a checkpoint, with `weights_only=True`, and nobody was silent about a read-only folder. Small saves take about three times as long in layerzoo, loads nearly twice, and two saves
+a checkpoint, with `weights_only=True`, and nobody was silent about a file system that is read-only (a folder without the right to write, which root does not meet, was not tried).
+`torch.save` needs no room to write over a file of the same size. Small saves take about three times as long in layerzoo, loads nearly twice, and two saves
 take twice the room of `torch.save`'s one. A large save takes about as long as `torch.save`'s, which does not wait for the disk.
 
 ## Downloads

@@ -20,7 +20,7 @@ def state(step: int, floats: int) -> dict:
 
 
 def step_of(kept: dict) -> int:
-    """The step that all of a training's values are, -1 where they are not all the same."""
+    """The step that all weights and moments of a training are, -1 where they are not all the same."""
     values = kept["state_dict"]["weight"], kept["optimizer_states"][0]["state"][0]["moment"]
     step = values[0][0]
     return int(step) if all(bool((value == step).all()) for value in values) and step == step.round() else -1
@@ -121,7 +121,8 @@ class Timm:
         from timm.models import load_state_dict, resume_checkpoint
 
         path = folder / "last.pth.tar"
-        model, optimizer = _model(load_state_dict(str(path)).pop("weight"))
+        weight = load_state_dict(str(path)).pop("weight") if self.saver is None else self.model.weight.data  # of which it has to have the size
+        model, optimizer = _model(weight)
         resume_checkpoint(model, str(path), optimizer, log_info=False)
         moment = optimizer.state[model.weight]["moment"]
         return Found(step_of({"state_dict": {"weight": model.weight.data}, "optimizer_states": [{"state": {0: {"moment": moment}}}]}), path)

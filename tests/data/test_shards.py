@@ -141,6 +141,7 @@ def _about(change):
     (lambda arrays, about: arrays.update(name=arrays["name"][:, :0].copy()), "arrays {"),
     (lambda arrays, about: arrays.update({key: array[:0].copy() for key, array in arrays.items()}), "arrays {"),
     (lambda arrays, about: arrays.pop("label"), "SafetensorError: "),
+    (_about(lambda about: about.update(shards=about["shards"] * 2)), "shards that are not in the order of their names"),
     (_about(lambda about: about.update(format="2")), "format '2'"),
     (_about(lambda about: about.update(format=1)), "format 1"),
     (_about(lambda about: about.pop("shards")), "KeyError: 'shards'"),
@@ -163,6 +164,13 @@ def test_indexes_that_are_damaged(shards, change, got):
 def test_indexes_that_are_none(shards, data):
     (shards / "train" / INDEX).write_bytes(data)
     with pytest.raises(DataRefused, match=re.escape(f"{shards / 'train' / INDEX}: got ") + ".*, expected an index of shards, format 1"):
+        open_source(f"wds:{shards}")
+
+
+def test_an_index_nested_too_deep(shards):
+    path = shards / "train" / INDEX
+    save_file(load_file(path), path, {"layerzoo": "[" * 200_000})
+    with pytest.raises(DataRefused, match=re.escape(f"{path}: got RecursionError: ") + ".*, expected an index of shards, format 1"):
         open_source(f"wds:{shards}")
 
 
@@ -212,6 +220,13 @@ def with_size(data, size):
     return bytes(header) + data[512:]
 
 
+def claimed(kind, size):
+    """The header of a record about the member after it, which is said to have `size` bytes."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
 GOOD = [("a.png", b"image"), ("a.cls", b"1"), ("b.png", b"image"), ("b.cls", b"0")]
 
 
@@ -252,10 +267,13 @@ def test_what_a_good_one_is(tmp_path):
     (tar(GOOD[0], ("a.cls", b"cat")), "b'cat' in a.cls"),
     (tar(GOOD[0], ("a.cls", b"-1")), "b'-1' in a.cls"),
     (tar(GOOD[0], ("a.cls", b"9" * 30)), "b'99999999999999999999' in a.cls"),
-    (tar(GOOD[0], ("a.cls", "\u0661".encode())), "in a.cls")])
+    (tar(GOOD[0], ("a.cls", "\u0661".encode())), "in a.cls"),
+    (claimed(b"L", 2**60) + tar(*GOOD), "MemoryError: "),
+    (claimed(b"x", 2**60) + tar(*GOOD), "MemoryError: "),
+    (b"".join(claimed(kind, 10) + b"10 path=y\n".ljust(512, b"\0") for kind in [b"L", b"x"] * 2500) + tar(*GOOD), "RecursionError: ")])
 def test_hostile_shards(tmp_path, data, got):
     path = tmp_path / "x.tar"
     path.write_bytes(data)
     expected = "a whole uncompressed tar, for each key one image and its class, a number, in KEY.cls"
-    with pytest.raises(DataRefused, match=f"^{re.escape(str(path))}: got .*{re.escape(got)}.*, expected {expected}. Fetch or write it again."):
+    with pytest.raises(DataRefused, match=f"^{re.escape(str(path))}: got (?!DataRefused).*{re.escape(got)}.*, expected {expected}. Fetch or write it again."):
         scan(path)

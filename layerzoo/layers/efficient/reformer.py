@@ -52,7 +52,7 @@ class Reformer(TokenLayer):
         title="LSH attention (Reformer)", paper="2001.04451", year=2020, survey="LP", cost=(1, 1), causal=True,
         sizes={"tiny": {"dim": 8, "num_heads": 2, "chunk_size": 4, "num_hashes": 2}, "base": {"dim": 64, "num_heads": 4, "chunk_size": 32},
                "odd": {"dim": 15, "num_heads": 3, "chunk_size": 5, "num_hashes": 3, "qkv_bias": False}},
-        differs="hashes are drawn once; a key met in several rounds counts in each; causal windows are the m tokens before")
+        differs="hashes are drawn once; a key met in several rounds counts in each; causal windows are the m tokens before; buckets follow N")
 
     def __init__(
         self, dim: int, *, num_heads: int | None = None, chunk_size: int = 64, num_hashes: int = 4, qkv_bias: bool = True,

@@ -52,7 +52,7 @@ class Routing(HeadsLayer):
         title="Routing attention", paper="2003.05997", year=2020, survey="LP", cost=(2, 1), causal=True,
         sizes={"tiny": {"dim": 8, "num_heads": 2, "num_clusters": 3}, "base": {"dim": 64, "num_heads": 4, "num_clusters": 6},
                "odd": {"dim": 15, "num_heads": 3, "num_clusters": 5, "num_local_heads": 0, "qkv_bias": False}},
-        differs="centroids of length one; a token of several clusters takes the mean; local heads have blocks; causal clusters are windows")
+        differs="centroids of length one; a token of several clusters takes the mean; local heads have blocks; causal clusters are windows; w follows N")
 
     def __init__(
         self, dim: int, *, num_heads: int | None = None, num_clusters: int = 16, num_local_heads: int | None = None,

@@ -51,7 +51,8 @@ class SparseStrided(HeadsLayer):
         sizes={"tiny": {"dim": 8, "num_heads": 2}, "base": {"dim": 64, "num_heads": 4},
                "odd": {"dim": 15, "num_heads": 3, "stride": 4, "num_local_heads": 1, "qkv_bias": False}},
         limit={"equals": "mhsa", "options": {"stride": 24, "num_local_heads": 2}, "grid": (4, 6)},
-        differs="without causal it looks ahead too; of the paper's three ways to join the patterns it takes heads of their own")
+        differs="the local set has l keys, as the survey writes it, the paper's l + 1; without causal it looks ahead too; of the three ways to join "
+                "the patterns it takes heads of their own")
 
     def __init__(
         self, dim: int, *, num_heads: int | None = None, stride: int | None = None, num_local_heads: int | None = None, qkv_bias: bool = True,
