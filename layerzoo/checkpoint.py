@@ -192,7 +192,7 @@ def vanish(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """A folder and its parents, on the disk when this returns."""
-    if not folder.is_dir():
+    if not folder.exists():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)

@@ -50,8 +50,10 @@ class Sharded(DDPStrategy):
         gather(self.lightning_module.final_model)
 
     def on_validation_end(self) -> None:
-        for module in _parts(self.lightning_module.final_model):
-            module.reshard()
+        model = self.lightning_module.final_model
+        for part in _parts(model):
+            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.reshard()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The task's, whole, on rank 0; empty tensors on the others."""
@@ -102,9 +104,10 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def gather(model: nn.Module) -> None:
-    """All weights of a model, if it lies in parts; a call of every rank. They stay until each part has run, or is told to reshard."""
-    for module in _parts(model):
-        module.unshard()
+    """All weights of a model, if it lies in parts, until it is told to reshard; a call of every rank."""
+    for part in _parts(model):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
 
 
 def _parts(model: nn.Module) -> list[FSDPModule]:

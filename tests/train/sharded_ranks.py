@@ -41,7 +41,7 @@ def recipe(folder, strategy):
 
     By its eps, Adam does not make steps of rounding errors where the gradient is zero, as that of a bias of keys is.
     """
-    data = DataConfig("digits", img_size=8, batch_size=16, eval_batch_size=90, train_fraction=0.1, augment=AugmentConfig(crop_padding=1, mixup=0.3))
+    data = DataConfig("digits", img_size=8, batch_size=16, eval_batch_size=59, train_fraction=0.1, augment=AugmentConfig(crop_padding=1, mixup=0.3))
     layers = ["mhsa", {"name": "performer", "num_features": 16}]
     options = {"depth": 2, "block": {"num_heads": 3, "dropout": 0.1, "norm": "batch"}}
     trainer = TrainerConfig(
