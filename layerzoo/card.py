@@ -14,7 +14,7 @@ class Card:
         paper: arXiv id, or "" where there is no arXiv paper.
         year: of the paper.
         cost: exponents of time and memory in the number of positions N.
-        causal: takes `causal=True`.
+        causal: takes `causal=True`; or "always": no position sees another, so no option is needed.
         mask: honours `mask=`; if False, `cannot["mask"]` says why.
         needs_grid: needs the map's height and width (a map, or tokens with `grid=`).
         symmetry: "permutation", "translation" or "none", measured by test.
@@ -31,7 +31,7 @@ class Card:
     paper: str
     year: int
     cost: tuple[float, float]
-    causal: bool = False
+    causal: bool | str = False
     mask: bool = True
     needs_grid: bool = False
     symmetry: str = "none"

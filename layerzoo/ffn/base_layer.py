@@ -48,7 +48,8 @@ class BASELayer(ExpertsFFN):
         title="BASE layer", paper="2103.16716", year=2021, cost=(1, 1),
         sizes={"tiny": {"dim": 8, "num_experts": 3, "mlp_ratio": 2, "eval_capacity_factor": 0.5}, "base": {"dim": 64},
                "odd": {"dim": 5, "num_experts": 4, "mlp_ratio": 2.5}},
-        differs="balanced within an image, by Sinkhorn's iterations and rounding; bounded slots in evaluation; the residual is the block's")
+        differs="balanced within an image, by Sinkhorn's iterations and rounding; bounded slots in evaluation; the residual is the block's",
+        cannot={"causal": "in training the experts of all tokens of an image are chosen together, the first by the last"})
 
     def __init__(self, dim: int, *, num_experts: int = 8, mlp_ratio: float = 4.0, eval_capacity_factor: float = 2.0, dropout: float = 0.0):
         super().__init__(

@@ -36,7 +36,7 @@ class MLP(TokenLayer):
     """
 
     card = Card(
-        title="MLP", paper="1706.03762", year=2017, cost=(1, 1), symmetry="permutation",
+        title="MLP", paper="1706.03762", year=2017, cost=(1, 1), causal="always", symmetry="permutation",
         sizes={"tiny": {"dim": 8}, "base": {"dim": 64}, "odd": {"dim": 5, "mlp_ratio": 2.5}}, differs="GELU in place of ReLU")
 
     def __init__(self, dim: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0, norm: str = "none"):

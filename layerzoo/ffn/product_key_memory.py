@@ -45,7 +45,7 @@ class ProductKeyMemory(TokenLayer):
     """
 
     card = Card(
-        title="Product-key memory", paper="1907.05242", year=2019, survey="Sparse", cost=(1, 1), symmetry="permutation",
+        title="Product-key memory", paper="1907.05242", year=2019, survey="Sparse", cost=(1, 1), causal="always", symmetry="permutation",
         sizes={"tiny": {"dim": 8, "num_heads": 2, "num_keys": 4, "top_k": 3, "key_dim": 4},
                "base": {"dim": 64, "num_keys": 32, "top_k": 8, "key_dim": 16},
                "odd": {"dim": 5, "num_heads": 3, "num_keys": 5, "top_k": 7, "key_dim": 3}},

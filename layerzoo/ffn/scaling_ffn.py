@@ -46,7 +46,7 @@ class ScalingFFN(TokenLayer):
     """
 
     card = Card(
-        title="Sparse feed-forward", paper="2111.12763", year=2021, survey="Sparse", cost=(1, 1), symmetry="permutation",
+        title="Sparse feed-forward", paper="2111.12763", year=2021, survey="Sparse", cost=(1, 1), causal="always", symmetry="permutation",
         sizes={"tiny": {"dim": 8, "mlp_ratio": 2, "block_size": 4}, "base": {"dim": 64},
                "odd": {"dim": 5, "mlp_ratio": 2.5, "block_size": 3, "controller_rank": 2}},
         differs="hard or soft is drawn for each sample, not for a batch")

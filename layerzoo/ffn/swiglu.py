@@ -35,7 +35,7 @@ class SwiGLU(TokenLayer):
     """
 
     card = Card(
-        title="SwiGLU", paper="2002.05202", year=2020, cost=(1, 1), symmetry="permutation",
+        title="SwiGLU", paper="2002.05202", year=2020, cost=(1, 1), causal="always", symmetry="permutation",
         sizes={"tiny": {"dim": 8}, "base": {"dim": 64}, "odd": {"dim": 5, "mlp_ratio": 2.5}})
 
     def __init__(self, dim: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0):

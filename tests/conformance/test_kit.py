@@ -81,6 +81,19 @@ def test_what_a_layer_cannot_do_is_proved():
     assert result.ok and result.detail.startswith(f"cannot: counts the padding ({found}")
 
 
+def test_a_layer_that_takes_no_causal_may_say_why_or_that_it_needs_none():
+    class Unordered(Mean):
+        card = dataclasses.replace(Mean.card, cannot={"causal": "means are of all"})
+
+    class Ordered(Mean):
+        card = dataclasses.replace(Mean.card, causal="always")
+
+    (result,) = check_layer(Unordered, checks=["causal"])
+    assert result.detail == "cannot: means are of all (option causal: got not taken, expected taken)"
+    with pytest.raises(ConformanceError, match="outputs before token 1 when it changes: got a difference of"):
+        check_layer(Ordered, checks=["causal"])
+
+
 def test_a_crash_proves_nothing_about_what_a_layer_cannot_do():
     def mix(self, tokens, grid, mask=None):
         return tokens + missing  # noqa: F821

@@ -30,7 +30,7 @@ def cases(cls, card):
     """Whether causal, whether masked."""
     if not issubclass(cls, TokenLayer):
         return [(False, False)]
-    return [(causal, masked) for causal in (False, True)[: 1 + card.causal] for masked in (False, True)[: 1 + card.mask]]
+    return [(causal, masked) for causal in (False, True)[: 1 + (card.causal is True)] for masked in (False, True)[: 1 + card.mask]]
 
 
 @pytest.mark.parametrize("size, grid", [

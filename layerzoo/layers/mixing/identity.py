@@ -32,7 +32,7 @@ class Identity(TokenLayer):
     """
 
     card = Card(
-        title="Identity", paper="2210.13452", year=2022, cost=(0, 0), symmetry="permutation",
+        title="Identity", paper="2210.13452", year=2022, cost=(0, 0), causal="always", symmetry="permutation",
         sizes={"tiny": {"dim": 8}, "base": {"dim": 64}, "odd": {"dim": 5}})
 
     def __init__(self, dim: int):
