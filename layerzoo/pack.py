@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +62,7 @@ def pack(source: str, out: Path, shard_mb: int = 256) -> dict[str, tuple[int, in
     """
     from layerzoo.checkpoint import staged
     from layerzoo.data.sources import open_source
-    from layerzoo.train.storage import stored
+    from layerzoo.train.storage import check_room, stored
 
     if not source.startswith("folder:"):
         raise bad_value("source", got=repr(source), expected="folder:PATH", do="Other sources have shards of their own or fit in memory.")
@@ -76,10 +73,7 @@ def pack(source: str, out: Path, shard_mb: int = 256) -> dict[str, tuple[int, in
     opened = open_source(source)
     files = {split: [(os.stat(path).st_size, Path(path)) for path in map(images.name, range(len(images)))] for split, images in opened.splits.items()}
     need = sum(_taken(size) for found in files.values() for size, _ in found)
-    home = next(parent for parent in out.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(home).free
-    if free < need:
-        raise OSError(errno.ENOSPC, f"the shards take {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free", str(home))
+    check_room("the shards take", need, next(parent for parent in out.absolute().parents if parent.is_dir()))
     done = {}
     with stored(out, need), staged(out) as temp:
         for split, found in files.items():
@@ -96,6 +90,7 @@ def check(folder: Path) -> int:
         DataRefused: naming the shards that have not, or a folder without an index.
     """
     from layerzoo.data.shards import INDEX, stated
+    from layerzoo.train.storage import entry
 
     found = sorted(folder.glob(f"*/{INDEX}"))
     if not found:
@@ -104,7 +99,7 @@ def check(folder: Path) -> int:
     for path in found:
         for shard in stated(path)[0]["shards"]:
             place, count = path.parent / shard["name"], count + 1
-            if not place.is_file() or place.stat().st_size != shard["bytes"] or _sha256(place) != shard["sha256"]:
+            if not place.is_file() or {"name": shard["name"]} | entry(place) != shard:
                 damaged.append(str(place))
     if damaged:
         raise bad_value(
@@ -120,6 +115,7 @@ def _write(folder: Path, split: str, files: list[tuple[int, Path]], images: Fold
 
     from layerzoo.checkpoint import write_synced
     from layerzoo.data.shards import ARRAYS, FORMAT, INDEX
+    from layerzoo.train.storage import entry
 
     shards, places = [], []
     while len(places) < len(files):
@@ -132,7 +128,7 @@ def _write(folder: Path, split: str, files: list[tuple[int, Path]], images: Fold
                 _add(tar, f"{i:08d}.cls", str(int(images.labels[i])).encode())
                 places.append((len(shards), tar.offset + 512, size))
                 _add(tar, f"{i:08d}{source.suffix.lower()}", _whole(source, size))
-        shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
+        shards.append({"name": path.name} | entry(path))
     about = {"format": FORMAT, "classes": classes, "shards": shards}
     names = images.files.view(np.uint8).reshape(len(files), -1)
     columns = dict(zip(("shard", "offset", "size"), np.array(places, np.int64).T)) | {"label": images.labels, "name": names}
@@ -169,8 +165,3 @@ def _whole(path: Path, size: int) -> bytes:
             str(path), got=f"{len(data):,} bytes", expected=f"{size:,} bytes, as at the start", do="Pack a folder that nothing writes to.",
             kind=DataRefused)
     return data
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -86,8 +86,8 @@ def decode(images: ImageSet, size: int, broken: dict[int, str] | None = None) ->
         broken.update({i: reason for i, (reason, _) in wrong.items()})
     elif wrong:
         raise bad_value(
-            images.title, got=f"{len(wrong):,} of {len(images):,} images that cannot be read", expected="none", do="\n".join(["The first:", *[reason for reason, _ in wrong.values()][:5]]),
-            kind=DataRefused)
+            images.title, got=f"{len(wrong):,} of {len(images):,} images that cannot be read", expected="none",
+            do="\n".join(["The first:", *[reason for reason, _ in wrong.values()][:5]]), kind=DataRefused)
     if len(images) >= _ALONE:
         newline = "\r" if sys.stderr.isatty() else ""
         print(f"{newline}decoded {images.title}: {done:,} images in {time.monotonic() - start:.1f} s", file=sys.stderr)

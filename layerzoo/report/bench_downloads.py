@@ -22,6 +22,7 @@ from pathlib import Path
 from layerzoo.quiet import quiet
 from layerzoo.report.measured import new_path, write_rows
 
+PULLERS = ("layerzoo", "huggingface_hub")
 WEIGHTS, LIMIT = "model.safetensors", 90
 FAULTS = ("none", "a bit flipped", "other bytes of the same size", "cut short", "cut short once", "an error once", "a byte a second", "more than announced")
 
@@ -96,7 +97,7 @@ def bench_downloads() -> list[dict]:
         save_checkpoint(folder, model, classes=["a", "b"], mean=[0.5] * 3, std=[0.5] * 3, metrics={})
         for fault in FAULTS:
             row = {"fault": fault}
-            for name in ("layerzoo", "huggingface_hub"):
+            for name in PULLERS:
                 began = time.perf_counter()
                 with _serving(folder, fault) as address, tempfile.TemporaryDirectory(dir=root) as cache:
                     row[name] = _pull(name, address, Path(cache), folder)

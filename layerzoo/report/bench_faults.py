@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -32,7 +33,7 @@ ENDS = ("newest", "older", "refused", "wrong")
 
 
 class Payload:
-    """An object whose loading touches a file, where it runs code."""
+    """An object whose loading makes a folder, where it runs code."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -49,15 +50,14 @@ def bench_faults(tries: int) -> list[dict]:
     """
     rows = []
     with tempfile.TemporaryDirectory() as root:
-        for number, (fault, name, ends) in enumerate(_faults(Path(root), tries)):
-            rows.append({"fault": fault, "saver": name, "tries": sum(ends.get(end, 0) for end in ENDS)} | {end: ends.get(end, 0) for end in ENDS} | {
-                "left": ends.get("left", 0)})
+        for fault, name, ends in _faults(Path(root), tries):
+            rows.append({"fault": fault, "saver": name, "tries": sum(ends[end] for end in ENDS)} | {end: ends[end] for end in (*ENDS, "left")})
             print("  ".join(f"{value!s:>9}" if i > 1 else f"{value:28}" for i, value in enumerate(rows[-1].values())), flush=True)
     return rows
 
 
-def _faults(root: Path, tries: int) -> Iterator[tuple[str, str, dict]]:
-    kinds: dict[str, Callable[[str, Path], dict]] = {
+def _faults(root: Path, tries: int) -> Iterator[tuple[str, str, Counter]]:
+    kinds: dict[str, Callable[[str, Path], Counter]] = {
         "killed in a save": lambda name, home: killed(name, home, tries),
         "killed, $TMPDIR elsewhere": lambda name, home: killed(name, home, tries, elsewhere=True),
         "a bit flipped": lambda name, home: damaged(name, home, 10 * tries, _flip),
@@ -74,9 +74,9 @@ def _faults(root: Path, tries: int) -> Iterator[tuple[str, str, dict]]:
             shutil.rmtree(home)
 
 
-def killed(name: str, home: Path, tries: int, elsewhere: bool = False) -> dict:
+def killed(name: str, home: Path, tries: int, elsewhere: bool = False) -> Counter:
     """SIGKILL at random moments of a loop of saves; files that are left beside what is kept."""
-    draw, ends = random.Random(0), {}
+    draw, ends = random.Random(0), Counter()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if elsewhere else home) as temporary:
         for number in range(tries):
             folder = home / str(number)
@@ -87,15 +87,15 @@ def killed(name: str, home: Path, tries: int, elsewhere: bool = False) -> dict:
                 time.sleep(draw.uniform(0, 0.3))
                 child.kill()
                 said += map(int, child.stdout.read().split())
-            _count(ends, _end(name, folder, range(said[-1], said[-1] + 2)))
+            ends[_end(name, folder, range(said[-1], said[-1] + 2))] += 1
             shutil.rmtree(folder)
         ends["left"] = sum(path.stat().st_size > 10**6 for path in Path(temporary).rglob("*"))
     return ends
 
 
-def damaged(name: str, home: Path, tries: int, harm: Callable[[bytes, random.Random], bytes]) -> dict:
+def damaged(name: str, home: Path, tries: int, harm: Callable[[bytes, random.Random], bytes]) -> Counter:
     """A file of the newest is changed, after two saves."""
-    draw, ends, saver = random.Random(0), {}, SAVERS[name]()
+    draw, ends, saver = random.Random(0), Counter(), SAVERS[name]()
     for step in (1, 2):
         saver.save(home, state(step, 25_000))
     newest = saver.find(home).path
@@ -105,12 +105,12 @@ def damaged(name: str, home: Path, tries: int, harm: Callable[[bytes, random.Ran
         whole = path.read_bytes()
         path.unlink()  # timm links files of one content
         path.write_bytes(harm(whole, draw))
-        _count(ends, _end(name, home, range(2, 3)))
+        ends[_end(name, home, range(2, 3))] += 1
         path.write_bytes(whole)
     return ends
 
 
-def failing(name: str, home: Path, trouble: Callable) -> dict:
+def failing(name: str, home: Path, trouble: Callable) -> Counter:
     """A save that cannot be done, after one that was: what is gone on from, and `left` = 1 where nobody was told."""
     with trouble(home) as begin:
         folder = home / "disk"
@@ -122,21 +122,21 @@ def failing(name: str, home: Path, trouble: Callable) -> dict:
             except (OSError, RuntimeError):
                 told = True
         found = _end(name, folder, range(2, 3))
-    return {found: 1, "left": int(not told and found != "newest")}
+    return Counter({found: 1, "left": int(not told and found != "newest")})
 
 
-def refusing(name: str, home: Path) -> dict:
+def refusing(name: str, home: Path) -> Counter:
     """A path among the values: refused when it is saved, which keeps what was saved before, or only when it is loaded."""
     saver = SAVERS[name]()
     saver.save(home, state(1, 1000))
     try:
         saver.save(home, state(2, 1000) | {"hyper_parameters": {"root": PurePosixPath("data")}})
     except ValueError:
-        return {_end(name, home, range(1, 2)): 1}
-    return {_end(name, home, range(2, 3)): 1}
+        return Counter([_end(name, home, range(1, 2))])
+    return Counter([_end(name, home, range(2, 3))])
 
 
-def attacked(name: str, home: Path) -> dict:
+def attacked(name: str, home: Path) -> Counter:
     """An object that runs code when it is loaded: `wrong` where it ran."""
     saver = SAVERS[name]()
     saver.save(home, state(1, 1000))
@@ -145,7 +145,7 @@ def attacked(name: str, home: Path) -> dict:
     target.unlink()
     torch.save({"state_dict": Payload(ran)}, target)
     end = _end(name, home, range(1, 2))
-    return {"wrong" if ran.exists() else end: 1}
+    return Counter(["wrong" if ran.exists() else end])
 
 
 def _end(name: str, folder: Path, newest: range) -> str:
@@ -154,10 +154,6 @@ def _end(name: str, folder: Path, newest: range) -> str:
     except Exception:  # of any kind, as a user would meet it
         return "refused"
     return "newest" if step in newest else "older" if 0 < step < newest.start else "wrong"
-
-
-def _count(ends: dict, end: str) -> None:
-    ends[end] = ends.get(end, 0) + 1
 
 
 def _flip(data: bytes, draw: random.Random) -> bytes:

@@ -45,7 +45,7 @@ def costs(name: str, sizes: list[int] | None = None, num_classes: int = 10, swap
         ValueError: for a swap into anything but a model or a recipe's, and as `lz.swap`.
     """
     from layerzoo.models import create_model
-    from layerzoo.models.surgery import swap as put
+    from layerzoo.models import surgery
     from layerzoo.report.cost import cost
 
     if swap and name not in PRESETS and not is_recipe(name):
@@ -66,7 +66,7 @@ def costs(name: str, sizes: list[int] | None = None, num_classes: int = 10, swap
             module = create_model(**options, num_classes=num_classes, img_size=size)
         states = [cost(module, (1, chans, size, size))]
         if swap:
-            put(module, swap)
+            surgery.swap(module, swap)
             states.append(cost(module, (1, chans, size, size)))
         found.append({
             "input": f"{chans} x {size} x {size}", "parameters": _change([c.params for c in states], ",.0f"),
@@ -91,6 +91,12 @@ def print_table(found: list[dict]) -> None:
     for row in found:
         table.add_row(*({True: "yes", False: "no"}[v] if isinstance(v, bool) else str(v) for v in row.values()))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def markdown(found: list[dict]) -> str:
+    """Rows of text as a table of Markdown."""
+    lines = [list(found[0]), ["---"] * len(found[0]), *(row.values() for row in found)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _layer(name: str) -> dict:

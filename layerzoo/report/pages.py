@@ -11,9 +11,11 @@ from pathlib import Path
 import layerzoo as lz
 from layerzoo.card import Card
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, Room
+from layerzoo.report.bench_downloads import PULLERS
+from layerzoo.report.bench_faults import ENDS
+from layerzoo.report.catalogue import markdown
 from layerzoo.report.measured import ARENA, DOWNLOADS, EXACT, FAULTS, PEERS, crossover, exponents, read_rows, recorded
 
-PULLERS = ("layerzoo", "huggingface_hub")
 _MAPS = ((8, 8), (16, 16), (32, 32))
 
 
@@ -85,9 +87,9 @@ def efficient_page() -> str:
 
 def peers_table(shown: Callable[[str], bool]) -> str:
     """Our time and memory over those of public implementations, for the layers that are `shown`."""
-    rows = [f"| {p['layer']} | {p['package']} | {p['input']} | {int(p['length']):,} | {p['time']} [{p['q1']}, {p['q3']}] | {p['memory']} |"
-            for p in read_rows(PEERS) if shown(p["layer"])]
-    return "\n".join(["| layer | package | input | positions | time [quartiles] | memory |", "|---|---|---|---|---|---|", *rows])
+    return markdown([{
+        "layer": p["layer"], "package": p["package"], "input": p["input"], "positions": f"{int(p['length']):,}",
+        "time [quartiles]": f"{p['time']} [{p['q1']}, {p['q3']}]", "memory": p["memory"]} for p in read_rows(PEERS) if shown(p["layer"])])
 
 
 def other_peers() -> str:
@@ -103,22 +105,18 @@ def faults_page() -> str:
     """The page of what savers and downloads do under the same faults."""
     found, prices = read_rows(FAULTS), read_rows(FAULTS.with_name(f"{FAULTS.stem}-costs.csv"))
     savers = list(dict.fromkeys(row["saver"] for row in found))
-    ends = {(row["fault"], row["saver"]): _ends(row) for row in found}
-    faults = [[fault, *(ends[fault, saver] for saver in savers)] for fault in dict.fromkeys(row["fault"] for row in found)]
-    costs = [[f"{what}, {float(size):g} MB", *(next(p[what] for p in prices if (p["saver"], p["MB"]) == (saver, size)) for saver in savers)]
+    ends, price = {(row["fault"], row["saver"]): _ends(row) for row in found}, {(p["saver"], p["MB"]): p for p in prices}
+    faults = [{"fault": fault} | {saver: ends[fault, saver] for saver in savers} for fault in dict.fromkeys(row["fault"] for row in found)]
+    costs = [{"": f"{what}, {float(size):g} MB"} | {saver: price[saver, size][what] for saver in savers}
              for size in dict.fromkeys(p["MB"] for p in prices) for what in ("save", "load", "bytes")]
-    pulls = [[row["fault"], *(f"{row[name]}, {row[f'{name} s']} s" for name in PULLERS)] for row in read_rows(DOWNLOADS)]
-    return _FAULTS.format(_table(["fault", *savers], faults), _table(["", *savers], costs), _table(["the server's fault", *PULLERS], pulls))
+    pulls = [{"the server's fault": row["fault"]} | {name: f"{row[name]}, {row[f'{name} s']} s" for name in PULLERS} for row in read_rows(DOWNLOADS)]
+    return _FAULTS.format(*map(markdown, (faults, costs, pulls)))
 
 
 def _ends(row: dict[str, str]) -> str:
-    counts = [f"{row[end]} {end}" for end in ("newest", "older", "refused", "wrong") if row[end] != "0"]
+    counts = [f"{row[end]} {end}" for end in ENDS if row[end] != "0"]
     left = row["left"] != "0" and (f"{row['left']} files left in $TMPDIR" if row["fault"].startswith("killed") else "nobody was told")
     return ", ".join([*counts, *([left] if left else [])])
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 _EFFICIENT = """---

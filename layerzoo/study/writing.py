@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from layerzoo.report.catalogue import markdown
 from layerzoo.report.measured import write_rows
 from layerzoo.study.base import Study
 from layerzoo.study.runner import BASE, Plan, gather
@@ -43,12 +44,6 @@ def page(study: Study, scale: str, command: str, plans: list[Plan], rows: list[d
         f"{recipe.data.img_size} pixels from `{recipe.data.source.partition(':')[0]}`. {spread}; final weights on the test images, by which nothing was chosen.")
     return "\n\n".join([
         f"# {study.question}", *([_SMOKE] if scale == "smoke" else []), how, f"![{study.question}]({study.name}.png)", study.conclude(rows), markdown(table)]) + "\n"
-
-
-def markdown(table: list[dict]) -> str:
-    """Rows as a table of Markdown."""
-    lines = [list(table[0]), ["---"] * len(table[0]), *(row.values() for row in table)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def shown(value: object) -> str:

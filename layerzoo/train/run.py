@@ -39,6 +39,7 @@ from layerzoo.train.folder import checkpoints, locked, open_folder, tell, versio
 from layerzoo.train.keeping import Keeper
 from layerzoo.train.loggers import MetricsFile, PatientWandbLogger, create_wandb
 from layerzoo.train.saving import FolderCheckpointIO, newest_whole
+from layerzoo.train.sharded import Sharded
 from layerzoo.train.stopping import Signals
 
 WHITENING_IMAGES = 5000
@@ -261,8 +262,6 @@ def _trainer(recipe: Recipe, loggers: list[Logger], callbacks: list[pl.Callback]
 def _patient(config: TrainerConfig) -> str | Strategy:
     """The strategy, which waits for other ranks as long as the recipe says, where Lightning's waits half an hour; fsdp is FSDP2."""
     if config.strategy == "fsdp":
-        from layerzoo.train.sharded import Sharded
-
         return Sharded(timeout=timedelta(seconds=config.rank_timeout))
     if not config.strategy.startswith("ddp") or config.strategy not in StrategyRegistry:
         return config.strategy

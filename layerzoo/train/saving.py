@@ -7,18 +7,15 @@ leaves the whole folder or none.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
 from lightning_fabric.plugins import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,7 +24,7 @@ from torch import Tensor
 from layerzoo.checkpoint import LARGEST, MANIFEST, from_json, refused, staged, sync, to_json, vanish, write_synced
 from layerzoo.foreign import check_file
 from layerzoo.train.plain import flatten, unflatten
-from layerzoo.train.storage import stored
+from layerzoo.train.storage import check_room, entry, stored
 
 FORMAT = 1
 _MODEL, _STATE, _JSON = "model.safetensors", "state.safetensors", "state.json"
@@ -76,9 +73,8 @@ def write(folder: Path, checkpoint: dict, about: dict) -> None:
     if not folder.parent.is_dir():
         folder.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made anew
         sync(folder.parent.parent)
-    need, free = sum(t.nbytes for t in tensors.values()) + _SLACK, shutil.disk_usage(folder.parent).free
-    if free < need:
-        raise OSError(errno.ENOSPC, f"a checkpoint takes {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free", str(folder.parent))
+    need = sum(t.nbytes for t in tensors.values()) + _SLACK
+    check_room("a checkpoint takes", need, folder.parent)
     with stored(folder, need):
         if not (folder / MANIFEST).is_file():
             vanish(folder)  # a damaged one, which `newest_whole` passed over
@@ -123,7 +119,7 @@ def verify(folder: Path) -> dict:
     if not isinstance(stated, dict) or not all(isinstance(stated.get(name), dict) and stated[name].keys() == {"bytes", "sha256"} for name in _FILES):
         raise refused(path, got="no such list", expected=f"the size and SHA-256 of {', '.join(_FILES)}", do=_AGAIN)
     for name in _FILES:
-        found = _entry(folder / name) if (folder / name).is_file() else None
+        found = entry(folder / name) if (folder / name).is_file() else None
         if found != stated[name]:
             got = f"{found['bytes']} bytes with SHA-256 {found['sha256'][:12]}..." if found else "no file"
             expected = "{bytes} bytes with SHA-256 {sha256!s:.12}...".format(**stated[name])
@@ -185,12 +181,6 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict:
     save_file(tensors, path)
     with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
         synced = pool.submit(os.fsync, file.fileno())
-        entry = _entry(path)
+        stated = entry(path)
         synced.result()
-    return entry
-
-
-def _entry(path: Path) -> dict:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+    return stated

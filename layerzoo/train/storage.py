@@ -1,8 +1,9 @@
-"""Faults of storage that say where, and how much is free there."""
+"""Files on a disk: what they hold, whether there is room, and faults that say where, and how much is free there."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -13,6 +14,20 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 _CODE = re.compile(r"os error (\d+)")
+
+
+def entry(path: Path) -> dict:
+    """The size and SHA-256 of a file, as a manifest states them."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def check_room(what: str, need: int, home: Path) -> None:
+    """Raise OSError, before anything is written, if `home` has fewer bytes free than `need`; `what` begins the message, as in "the shards take"."""
+    free = shutil.disk_usage(home).free
+    if free < need:
+        raise OSError(errno.ENOSPC, f"{what} {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free", str(home))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import errno
 import filecmp
 import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_commands_that_are_wrong(folder, tmp_path, monkeypatch, capsys, words, m
 
 
 def test_no_room(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pack.shutil, "disk_usage", lambda path: type("usage", (), {"free": 10**6}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("usage", (), {"free": 10**6}))
     code, _, said = run(capsys, "pack", f"folder:{folder}", "--out", tmp_path / "deep" / "out")
     assert code == 74 and said.startswith(f"storage: got [Errno 28] the shards take 4 MB, 1 MB are free: '{tmp_path}', expected a place to write."), said
     assert not (tmp_path / "deep").exists()

@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir")
@@ -30,14 +31,20 @@ class Record:
         self.moments: list[tuple[dict, dict]] = []
 
     def look(self) -> None:
-        for folder, _, files in os.walk(self.root):
-            inode = os.stat(folder).st_ino
-            entries = {entry.name: entry.inode() for entry in os.scandir(folder)}
-            known = self.folders.setdefault(inode, [{}])
+        folders = [self.root]
+        while folders:
+            folder = folders.pop()
+            inside = [*os.scandir(folder)]
+            entries = {entry.name: entry.inode() for entry in inside}
+            known = self.folders.setdefault(os.stat(folder).st_ino, [{}])
             if known[-1] != entries:
                 known.append(entries)
-            for name in files:
-                self.files[entries[name]] = self.files.get(entries[name], (None, b""))[0], Path(folder, name).read_bytes()
+            for entry in inside:
+                if entry.is_dir():
+                    folders.append(entry.path)
+                    continue
+                with suppress(FileNotFoundError):  # safetensors gives its file another name whenever it likes: what it held is under that
+                    self.files[entry.inode()] = self.files.get(entry.inode(), (None, b""))[0], Path(entry).read_bytes()
 
     def note(self) -> None:
         self.look()

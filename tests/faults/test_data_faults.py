@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import At, equal, folder, left, runner
+from outcome import equal
+from runs import At, folder, left, runner
 
 from layerzoo.config import AugmentConfig, DataConfig
 from layerzoo.data import sources

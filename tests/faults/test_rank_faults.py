@@ -1,7 +1,6 @@
 """Signals to any rank, and ranks that die, raise, stick or diverge: all end, in time, with one reason, and the run goes on to the same bits."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from outcome import ALONE
 
 import layerzoo as lz
 from layerzoo.train.saving import newest_whole
 
 SCRIPT = Path(__file__).with_name("ranks.py")
-CLEAN = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")}
 LIMIT = 120  # seconds after a fault in which all have to be over; a rank waits 30 for another
 START = 300  # for imports and the first steps, which take ten, and minutes on a machine that has other work
 
@@ -24,7 +23,7 @@ def start(fault, rank, step, folder, devices):
     """(exit code, what was printed, seconds since the fault); nothing of its process group is left."""
     words = [sys.executable, SCRIPT, fault, str(rank), str(step), str(folder), str(devices)]
     process = subprocess.Popen(
-        words, env=CLEAN | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        words, env=ALONE | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     out, _ = process.communicate(timeout=START + LIMIT)  # which waits for every process that could still print
     asked = re.search(r"asked at ([\d.]+)", out)
     return process.returncode, out, time.time() - float(asked[1]) if asked else 0.0

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import ranks
-from runs import At, equal, folder, left, runner
+from outcome import equal
+from runs import At, folder, left, runner
 
 from layerzoo.train.saving import newest_whole
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import wandb
-from runs import At, equal, folder, left, runner
+from outcome import equal
+from runs import At, folder, left, runner
 from wandb_server import serve
 
 from layerzoo.config import LoggingConfig

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import equal, folder, left
+from outcome import equal
+from runs import folder, left
 
 SCRIPT = Path(__file__).with_name("workers.py")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import wandb
 import wandb_reader
+from outcome import rows
 from toy import QUIET, ToyData, toy_task
 
 from layerzoo.config import LoggingConfig
@@ -85,8 +86,8 @@ def test_resumed_run_leaves_the_rows_of_an_unbroken_one(tmp_path):
         run(tmp_path / "parts", [Killed()])
     parts = run(tmp_path / "parts", [], tmp_path / "parts" / "last.ckpt")
     assert all((parts[k] == v).all() for k, v in whole.items())
-    rows = [[{k: v for k, v in r.items() if k not in ("time", "train/images_per_s")} for r in read_metrics(tmp_path / f / "metrics.jsonl")] for f in ("whole", "parts")]
-    assert rows[0] == rows[1] and len(rows[0]) == 4 * 3
+    one, other = (rows(tmp_path / folder) for folder in ("whole", "parts"))
+    assert one == other and len(one) == 4 * 3
 
 
 def test_offline_run_holds_metrics_configuration_and_pictures(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """fit, evaluate and predict from end to end, on a sliver of the digits."""
 
 import dataclasses
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import wandb_reader
+from outcome import ALONE, rows
 from torch import nn
 
 import layerzoo as lz
@@ -46,10 +46,6 @@ def recipe(tmp_path):
 
 def changed(recipe, section, **options):
     return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **options)})
-
-
-def rows(folder):
-    return [{k: v for k, v in row.items() if k not in ("time", "train/images_per_s")} for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def test_a_run_from_end_to_end(recipe, capsys):
@@ -191,9 +187,8 @@ def test_a_failed_run_is_marked_as_failed(recipe):
 
 def command(recipe, tmp_path, *options):
     save(recipe, tmp_path / "toy.yaml")
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")}
     words = [sys.executable, "-m", "layerzoo", "fit", tmp_path / "toy.yaml", "--runs", tmp_path / "runs", *options]
-    return subprocess.Popen(words, env=clean | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(words, env=ALONE | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow

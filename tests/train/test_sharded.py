@@ -1,7 +1,6 @@
 """FSDP2 over gloo: what two ranks hold in parts is what DDP holds whole, in every number that is written, and a run goes on under either."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,18 +10,16 @@ import pytest
 import sharded_optimizers
 import sharded_ranks
 import torch
+from outcome import ALONE, left
 
-import layerzoo as lz
 from layerzoo.recipe_check import IN_PARTS
-from layerzoo.train.loggers import read_metrics
 from layerzoo.train.saving import newest_whole, read
 from layerzoo.train.sharded import Sharded
 
 
 def start(script, *words):
     """Exit code, output and messages."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")}
-    done = subprocess.run([sys.executable, script.__file__, *words], env=clean | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run([sys.executable, script.__file__, *words], env=ALONE | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -37,13 +34,8 @@ def home(folder) -> Path:
     return found
 
 
-def left(folder):
-    rows = [{k: v for k, v in row.items() if k not in ("time", "train/images_per_s")} for row in read_metrics(home(folder) / "metrics.jsonl")]
-    return rows, lz.load(home(folder) / "checkpoint").state_dict()
-
-
 def close(one, other, tol):
-    (rows, weights), (again, same) = left(one), left(other)
+    (rows, weights), (again, same) = left(home(one)), left(home(other))
     assert [row.keys() for row in rows] == [row.keys() for row in again] and weights.keys() == same.keys()
     for row, twin in zip(rows, again):
         assert row == (twin if tol == 0 else pytest.approx(twin, rel=tol))

@@ -8,15 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
-import torch
+from outcome import equal, left
 
-import layerzoo as lz
 from layerzoo.config import AugmentConfig, DataConfig, LoggingConfig, MetaConfig, ModelConfig, OptimizerConfig, Recipe, TaskConfig, TrainerConfig
 from layerzoo.data.sources import open_source
 from layerzoo.pack import pack
 from layerzoo.train import run, saving
 from layerzoo.train.keeping import Keeper
-from layerzoo.train.loggers import read_metrics
 from layerzoo.train.stopping import Signals
 
 STOPS = {  # eight batches an epoch, three of validation
@@ -63,18 +61,6 @@ def asked(monkeypatch, recipe, place, number=signal.SIGTERM):
     return stopped.value.code
 
 
-def left(result):
-    rows = [{k: v for k, v in row.items() if k not in ("time", "train/images_per_s")} for row in read_metrics(result.folder / "metrics.jsonl")]
-    return rows, lz.load(result.checkpoint).state_dict()
-
-
-def equal(one, other):
-    rows, weights = left(one)
-    again, same = left(other)
-    assert rows == again
-    assert all(torch.equal(weights[k], same[k]) for k in weights)
-
-
 STREAMED = {"pipeline": "streaming", "num_workers": 2}
 CASES = [
     pytest.param(place, accumulate, data, marks=() if not data and (place, accumulate) in (("middle", 2), ("validation", 1)) else pytest.mark.slow)
@@ -92,7 +78,7 @@ def test_stopped_and_resumed_equals_unbroken(tmp_path, monkeypatch, place, accum
     assert not (folder / "checkpoint").exists()
     parts = run.fit(recipe, recipe_name="toy")
     assert parts.folder == folder and json.loads((folder / "status.json").read_text())["state"] == "done"
-    equal(whole, parts)
+    equal(left(whole.folder), left(parts.folder))
 
 
 @pytest.mark.slow
@@ -107,7 +93,7 @@ def test_shards_stopped_and_resumed_are_the_folder_unbroken(tmp_path, monkeypatc
         recipes, (f"folder:{tmp_path}/digits", f"wds:{tmp_path}/shards"))]
     whole = run.fit(recipes[0], recipe_name="toy")
     assert asked(monkeypatch, recipes[1], ("step", 13)) == 143
-    equal(whole, run.fit(recipes[1], recipe_name="toy"))
+    equal(left(whole.folder), left(run.fit(recipes[1], recipe_name="toy").folder))
 
 
 @pytest.mark.slow
@@ -124,7 +110,7 @@ def test_stopped_at_every_step(tmp_path, monkeypatch):
             except SystemExit:
                 stops += 1
     assert stops == 24
-    equal(whole, parts)
+    equal(left(whole.folder), left(parts.folder))
 
 
 def test_ctrl_c_saves_and_ends_with_130(tmp_path, monkeypatch):
