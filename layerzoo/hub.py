@@ -185,15 +185,32 @@ def _fill(target: Path, base: str, manifest: dict, data: bytes) -> Path:
 
 
 def _fetch_from_hf(address: str, digest: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    """The manifest first, which says how large the others may be."""
+    from huggingface_hub import HfApi, snapshot_download
 
     repo, _, revision = address.removeprefix("hf://").partition("@")
+    options = {"revision": revision or None, "local_files_only": _is_offline()}
     try:
-        folder = Path(snapshot_download(
-            repo, revision=revision or None, allow_patterns=[*FILES, MANIFEST], local_files_only=_is_offline()))
+        if not _is_offline():
+            about = HfApi().model_info(repo, revision=options["revision"], files_metadata=True)
+            sizes = {file.rfilename: file.size for file in about.siblings}
+            _check_size(address, MANIFEST, sizes, LARGEST[MANIFEST])
+            path = Path(snapshot_download(repo, allow_patterns=[MANIFEST], **options), MANIFEST)
+            for name, stated in checkpoint.parse_manifest(path.read_bytes(), path)["files"].items():
+                _check_size(address, name, sizes, stated["bytes"])
+        folder = Path(snapshot_download(repo, allow_patterns=[*FILES, MANIFEST], **options))
+    except Refusal:
+        raise
     except Exception as error:  # those of its HTTP client have no base in common with its own
         raise refused(address, got=str(error), expected="a repository that can be read", do=CHECK) from error
     return _checked(folder, digest)
+
+
+def _check_size(address: str, name: str, sizes: dict[str, int], most: int) -> None:
+    size = sizes.get(name)
+    if size is None or size > most:
+        got = "no such file" if size is None else f"{size} bytes"
+        raise refused(f"{address}/{name}", got=got, expected=f"a file of at most {most} bytes", do=CHECK)
 
 
 def _check_bytes(url: str, pieces: Iterator[bytes]) -> Iterator[bytes]:

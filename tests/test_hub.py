@@ -231,26 +231,42 @@ def test_published_name_from_a_server_then_offline(folder, root, server, monkeyp
 
 
 def test_hugging_face(folder, cache, root, monkeypatch):
-    asked = []
+    asked, large = [], {}
 
     def snapshot(repo, **options):
-        asked.append((repo, options))
-        if repo == "org/absent":
-            raise FileNotFoundError("no such repository")
+        asked.append((repo, *options.values()))
         return str(folder)
 
+    def about(hub, repo, revision, files_metadata):
+        assert files_metadata
+        if repo == "org/absent":
+            raise FileNotFoundError("no such repository")
+        sizes = {name: (folder / name).stat().st_size for name in (*FILES, MANIFEST)} | large
+        return huggingface_hub.hf_api.ModelInfo(id=repo, siblings=[{"rfilename": name, "size": size} for name, size in sizes.items()])
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", about)
     assert hub.pull("hf://org/repo") == folder
     hub.pull("hf://org/repo@v1")
-    monkeypatch.setenv("LAYERZOO_OFFLINE", "1")
-    hub.pull("hf://org/repo")
+    with monkeypatch.context() as patch:
+        patch.setenv("LAYERZOO_OFFLINE", "1")
+        hub.pull("hf://org/repo")
     four = [*FILES, MANIFEST]
     assert asked == [
-        ("org/repo", {"revision": revision, "allow_patterns": four, "local_files_only": offline})
-        for revision, offline in ((None, False), ("v1", False), (None, True))
-    ]
+        ("org/repo", wanted, revision, offline) for revision, offline, wanted in (
+            (None, False, [MANIFEST]), (None, False, four), ("v1", False, [MANIFEST]), ("v1", False, four), (None, True, four))]
     with refuses(f"hf://org/absent: got no such repository, expected a repository that can be read. {CHECK}", DataRefused):
         hub.pull("hf://org/absent")
+    asked.clear()
+    stated = (folder / WEIGHTS).stat().st_size
+    for large, name, got, most in (
+        ({WEIGHTS: stated + 1}, WEIGHTS, f"{stated + 1} bytes", stated), ({MANIFEST: 2**23}, MANIFEST, f"{2**23} bytes", 2**22),
+        ({WEIGHTS: None}, WEIGHTS, "no such file", stated),
+    ):
+        with refuses(f"hf://org/repo/{name}: got {got}, expected a file of at most {most} bytes. {CHECK}", DataRefused):
+            hub.pull("hf://org/repo")
+    assert [wanted for _, wanted, *_ in asked] == [[MANIFEST]] * 2, "no weights were asked for"
+    large = {}
     write_index(root, a={"manifest_sha256": "0" * 64, "sources": ["hf://org/repo"]})
     with refuses(f"checkpoint a: got hf://org/repo ({folder}: got a manifest with SHA-256", DataRefused):
         hub.pull("a")
