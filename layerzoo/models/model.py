@@ -100,11 +100,19 @@ class Model(nn.Module):
             self.stem.init_from_data(images)
 
     def _start(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise bad_value(
-                f"input of {type(self).__name__}", got=tuple(x.shape), expected=f"images (B, {self.in_chans}, H, W)",
-                do="Check the number of channels and the layout.")
+        self._check_images(x)
         return self.position(self.stem(x))
+
+    def _check_images(self, x: Tensor) -> None:
+        what, shape = f"input of {type(self).__name__}", f"images (B, {self.in_chans}, H, W)"
+        if not isinstance(x, Tensor):
+            raise bad_value(what, got=type(x).__name__, expected=f"a tensor of {shape}", do="Convert it by torch.as_tensor.")
+        if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape[2:]:
+            raise bad_value(what, got=tuple(x.shape), expected=shape, do="Check the number of channels and the layout.")
+        dtype = next((p.dtype for p in self.parameters()), x.dtype)
+        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            do = "Convert images by .to(), and integers to normalised values before; or the model."
+            raise bad_value(what, got=f"images of {x.dtype}", expected=f"of {dtype}, as its weights", do=do)
 
     def _stage_indices(self, indices: int | list[int] | None) -> set[int]:
         count = len(self.stages)
