@@ -20,15 +20,16 @@ def explain(task: pl.LightningModule, batch: tuple[Tensor, Tensor], batch_idx: i
     of every rank.
 
     Args:
-        task: as it was before the step.
+        task: with the weights from before the step.
         batch: (x, y), x with B samples.
         batch_idx: in the epoch, for the same dropout.
         names: of the samples.
     """
     gather(task.model)  # a rank that knows why leaves the others, which then could gather nothing
     spoiled = first_spoiled(task)
-    if spoiled:
-        return f"{spoiled} is not finite, since the step before"
+    before = f"{spoiled} is not finite, since the step before"
+    if spoiled in dict(task.named_parameters()):
+        return before
     x, _ = batch
     if rows := _bad_rows(x):
         return f"images are not finite: {_some(names, rows)}"
@@ -49,6 +50,8 @@ def explain(task: pl.LightningModule, batch: tuple[Tensor, Tensor], batch_idx: i
     finally:
         for part in parts:
             part.remove()
+    if not found and spoiled:  # a buffer, which this step may have spoiled by what was found first
+        return before
     if not found:
         return f"every layer is finite, the loss alone is not, of {_some(names, range(len(names)))}"
     name, rows = found[0]  # the innermost of those that end with it

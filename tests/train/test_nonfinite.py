@@ -51,6 +51,16 @@ def test_weights(case):
     assert explain(task, batch, 0, NAMES) == "model.1.1.bias is not finite, since the step before"
 
 
+def test_statistics_that_this_step_spoiled_are_not_blamed(case):
+    task, (x, y) = case
+    task.model = nn.Sequential(nn.BatchNorm2d(3), task.model)
+    x[1, 0, 0, 0] = math.nan
+    task.training_step((x, y))
+    assert first_spoiled(task) == "model.0.running_mean"
+    assert explain(task, (x, y), 0, NAMES) == "images are not finite: image1"
+    assert explain(task, (torch.randn(8, 3, 4, 4), y), 0, NAMES) == "model.0.running_mean is not finite, since the step before"
+
+
 def test_the_loss_alone(case):
     task, batch = case
     assert explain(task, batch, 0, NAMES[:2]) == "every layer is finite, the loss alone is not, of image0, image1"
