@@ -30,3 +30,8 @@ def test_unknown_name_has_the_three_nearest_and_the_call_that_lists_all():
 def test_a_name_that_is_no_string_is_refused_too():
     assert str(unknown_name("layer", 3, ["a"], "list")) == "layer: got 3, expected a known name such as a. list lists all."
     assert str(unknown_name("layer", 3, [], "list")) == "layer: got 3, expected a known name, of which there is none yet. list lists all."
+
+
+def test_what_a_terminal_would_act_on_is_escaped():
+    error = bad_value("x/\x1b[2J\u202e\udcff\n", got="é", expected="a\tb", do="Do.")
+    assert str(error) == r"x/\x1b[2J\u202e\udcff\n: got é, expected a\tb. Do."
