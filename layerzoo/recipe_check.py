@@ -180,7 +180,8 @@ class _Checker:
         whole_model = read_options(_MODELS / f"{kind}.py", kind.title())
         if kind == "isotropic":
             whole_model["dim"] = "int"  # read_options leaves out what a model gives its parts
-        block, head = read_options(_MODELS / "block.py", "Block"), read_options(_MODELS / "head.py", "Head") | {"norm": "str | dict"}
+        head = read_options(_MODELS / "head.py", "Head") | {"norm": "str | dict", "num_features": "int"}  # those of Model
+        block = read_options(_MODELS / "block.py", "Block")
         at, options = ("model", "options"), model.options
         for path, values, what, takes in (
             (at, options, f"an option of {kind} models", whole_model), ((*at, "block"), options.get("block"), "an option of blocks", block),

@@ -100,9 +100,9 @@ def test_input_is_checked(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_channels_are_checked(name):
     with pytest.raises(ValueError, match=re.escape("dim: got 0, expected a whole number >= 1. Pass the channels before and after.")):
-        DOWNSAMPLES.create(name, 0, 8)
+        DOWNSAMPLES.create(name, 0, 8, defaults={"grid": (4, 4)})
     with pytest.raises(ValueError, match=re.escape("dim_out: got 4.0, expected a whole number >= 1. Pass the channels before and after.")):
-        DOWNSAMPLES.create(name, 8, 4.0)
+        DOWNSAMPLES.create(name, 8, 4.0, defaults={"grid": (4, 4)})
 
 
 def test_norm_is_checked():

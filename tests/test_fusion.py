@@ -49,6 +49,7 @@ def image(*shape):
 @pytest.mark.parametrize("name, options, left", [
     ("resnet18", {}, 0), ("speednet", {}, 3),
     ("coatnet_micro", {"dims": [16, 24], "depths": [1, 1], "layer": ["mbconv", "mhsa"]}, 1),
+    ("mobilevit_s", {"dims": [8] * 5, "depths": [1, 2, 2, 1, 1]}, 0),
     ("hybrid_nano", {}, 0), ("poolformer_micro", {"dims": [8, 16], "depths": [1, 1]}, 0), ("vit_tiny", {"dim": 24, "depth": 1}, 0),
 ])
 def test_presets(name, options, left):

@@ -1,11 +1,13 @@
-"""Fewer places by attention and by learned tokens: Funnel, TokenLearner and TokenFuser, Charformer, alone and inside models."""
+"""Fewer places by attention and by learned tokens: Funnel, LeViT, TokenLearner and TokenFuser, Charformer, alone and inside models."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from timm.models.levit import LevitDownsample
 from torch import nn
+from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 import layerzoo as lz
 from layerzoo.cli import main
@@ -13,7 +15,7 @@ from layerzoo.models.pyramid import Pyramid
 from layerzoo.registry import DOWNSAMPLES
 from layerzoo.report.pages import page, room_table
 
-NAMES = ["charformer", "funnel", "token_learner"]
+NAMES = ["charformer", "funnel", "shrinking_attention", "token_learner"]
 
 
 def downsample(name, dim=8, dim_out=8, **options):
@@ -63,6 +65,42 @@ def test_every_cell_of_funnel_sees_every_pixel():
     y = layer(x)
     x[:, 0, 4, 5] += 1
     assert ((layer(x) - y).abs().amax(1) > 1e-9).all()
+
+
+@pytest.mark.parametrize("grid", [(7, 6), (4, 3), (1, 1)])
+def test_shrinking_attention_is_that_of_levit_at_even_places(grid):
+    layer, x = downsample("shrinking_attention", grid=(5, 6), num_heads=2, key_dim=3, value_ratio=2, norm="none"), a_map(*grid)
+    attention = lz.create_layer("levit", dim=8, grid=(5, 6), num_heads=2, key_dim=3).double()
+    nn.init.normal_(attention.table)
+    with torch.no_grad():
+        for part in ("weight", "bias"):
+            q, k_and_v = getattr(attention.qkv, part).unflatten(0, (2, 12)).split((3, 9), 1)
+            getattr(layer.query, part).copy_(q.flatten(0, 1))
+            getattr(layer.key_value, part).copy_(k_and_v.flatten(0, 1))
+        layer.table.copy_(attention.table)
+        layer.proj.load_state_dict(attention.proj.state_dict())
+        z = attention(x)[..., ::2, ::2]
+        assert torch.allclose(layer(x), z + layer.ffn(z), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (4, 4), (5, 3), (1, 2)])
+def test_shrinking_attention_takes_the_weights_of_timm(grid):
+    theirs = LevitDownsample(8, 12, key_dim=4, num_heads=2, attn_ratio=4.0, act_layer=nn.Hardswish, resolution=grid).double().eval()
+    layer, attention, mlp = downsample("shrinking_attention", dim_out=12, grid=grid, key_dim=4).eval(), theirs.attn_downsample, theirs.mlp
+    for name, value in theirs.state_dict().items():
+        value.uniform_(0.5, 1.5) if name.endswith(("bn.weight", "var")) else value.normal_(std=0.5) if value.is_floating_point() else None
+    linears = {layer.query: attention.q.ln, layer.key_value: attention.kv, layer.ffn.fc1: mlp.ln1}
+    with torch.no_grad():
+        for linear, pair in linears.items():
+            linear.weight, linear.bias = fuse_linear_bn_weights(
+                pair.linear.weight, None, pair.bn.running_mean, pair.bn.running_var, pair.bn.eps, pair.bn.weight, pair.bn.bias)
+        for linear, norm, pair in ((layer.proj, layer.norm, attention.proj.ln), (layer.ffn.fc2, layer.ffn_norm, mlp.ln2)):
+            linear.weight.copy_(pair.linear.weight)
+            linear.bias.zero_()
+            norm.load_state_dict(pair.bn.state_dict())
+        layer.table.copy_(attention.attention_biases.unflatten(1, grid))
+        x = a_map(*grid)
+        assert torch.allclose(layer(x).flatten(2).mT, theirs(x.flatten(2).mT), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("count, grid", [(1, (1, 1)), (7, (1, 7)), (8, (2, 4)), (12, (3, 4)), (16, (4, 4)), (18, (3, 6))])
@@ -149,7 +187,7 @@ def test_calibration_makes_no_square_matrix():
 def test_pages_and_the_command_line_show_them(name, capsys):
     card = DOWNSAMPLES.card(name)
     text = page(DOWNSAMPLES, name, Path(__file__).parent / "oracles")
-    assert f"[{card.title}](https://arxiv.org/abs/{card.paper})" in text and f"| class in the survey 2009.06732 | {card.survey} |" in text
+    assert f"[{card.title}](https://arxiv.org/abs/{card.paper})" in text and f"| class in the survey 2009.06732 | {card.survey or 'not in it'} |" in text
     assert f"[{name}](downsample/{name}.md)" in room_table(DOWNSAMPLES, "downsample")
     assert main(["show", name]) == 0
     assert card.title in capsys.readouterr().out
@@ -158,6 +196,11 @@ def test_pages_and_the_command_line_show_them(name, capsys):
 @pytest.mark.parametrize("name, options, message", [
     ("funnel", {"pool": "min"}, "pool: got 'min', expected one of mean, max. Choose one of these."),
     ("funnel", {"num_heads": 3}, "num_heads: got 3, expected a divisor of dim=8. Choose one of 1, 2, 4, 8."),
+    ("shrinking_attention", {"grid": (4, 4), "key_dim": 0}, "key_dim: got 0, expected a whole number >= 1. Choose a small one such as 2."),
+    ("shrinking_attention", {"grid": (4, 4), "value_ratio": 0.5}, "value_ratio: got 0.5, expected a whole number >= 1. Choose a small one such as 2."),
+    ("shrinking_attention", {"grid": (4, 4), "num_heads": 0}, "num_heads: got 0, expected a whole number >= 1. Choose a small one such as 2."),
+    ("shrinking_attention", {"grid": (4, 0)}, "grid: got (4, 0), expected (H, W), both >= 1. Pass the height and width of the map the layer is built for."),
+    ("shrinking_attention", {"grid": (4, 4), "mlp_ratio": 0}, "mlp_ratio: got 0, expected a number that leaves a hidden channel. Choose one such as 4."),
     ("token_learner", {"maps": "relu"}, "maps: got 'relu', expected one of softmax, sigmoid. Choose one of these."),
     ("token_learner", {"num_tokens": 0}, "num_tokens: got 0, expected a whole number >= 1. TokenLearner's is 8."),
     ("token_learner", {"num_tokens": 0, "maps": "sigmoid"}, "num_tokens: got 0, expected a whole number >= 1. TokenLearner's is 8."),

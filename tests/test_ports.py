@@ -17,7 +17,9 @@ SMALL = {  # timm's architecture, the least size that works, and options for it
     "poolformer_s12": ("poolformer_s12", 32, {}), "focalnet_tiny_srf": ("focalnet_tiny_srf", 32, {}),
     "swin_tiny": ("swin_tiny_patch4_window7_224", 224, {}), "swinv2_tiny": ("swinv2_tiny_window8_256", 256, {}),
     "pvt_v2_b0": ("pvt_v2_b0", 64, {}), "gmlp_s16": ("gmlp_s16_224", 32, {"img_size": 32}),
-    "efficientformer_l1": ("efficientformer_l1", 224, {}), "twins_svt_small": ("twins_svt_small", 224, {}),
+    "efficientformer_l1": ("efficientformer_l1", 224, {}), "levit_128s": ("levit_128s", 112, {"img_size": 112}),
+    "twins_svt_small": ("twins_svt_small", 224, {}),
+    "mobilevit_s": ("mobilevit_s", 64, {}), "mobilevitv2_100": ("mobilevitv2_100", 64, {}),
 }
 SLOW = ("resnet34", "swinv2_tiny")  # of a kind with another
 
@@ -41,6 +43,23 @@ def test_port_gives_timms_logits(name):
     with torch.inference_mode():
         expected, ours = model(x), from_timm(model, name)
         assert (ours(x) - expected).abs().max() < 1e-8 * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture, options", [
+    ("levit_128s", {"img_size": (112, 80)}), ("levit_conv_128s", {"img_size": (80, 112)}), ("levit_128s", {"img_size": (112, 16), "distilled": False})])
+def test_norms_of_levit_are_folded(architecture, options):
+    """With the statistics of a batch, without which its last maps are flat and hide mistakes."""
+    model, x = drawn(timm.create_model(architecture, num_classes=7, **options)), torch.randn(6, 3, *options["img_size"], dtype=torch.float64)
+    for norm in model.modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+        expected, ours = model.eval()(x), from_timm(model, "levit_128s")
+        assert expected.std(0).min() > 0.01 and ours.forward_features(x).flatten(2).std(2).mean() > 0.01
+        assert (ours(x) - expected).abs().max() < 1e-8
+        ours.stages[1].downsample.table[0, 0, 0] += 1  # of queries and keys at one place
+        assert (ours(x) - expected).abs().max() > 1e-4
 
 
 def test_a_port_is_as_its_model_is():

@@ -47,7 +47,7 @@ def test_options_read_from_source_are_those_of_the_class(room):
 
 
 def test_options_are_inherited():
-    assert FFNS.options("mlp") == {"mlp_ratio": "float", "dropout": "float", "norm": "str"}
+    assert FFNS.options("mlp") == {"mlp_ratio": "float", "dropout": "float", "act": "str", "norm": "str"}
     assert LAYERS.options("identity") == {}
 
 

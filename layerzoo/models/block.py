@@ -53,6 +53,7 @@ class Block(nn.Module):
         position: "rope2d" or "relative_bias", for layers that take the option; None = the layer's own.
         post_norm: normalise the sum (True) or the end of the branch ("branch"), not the branch's input.
         dropout: probability of dropping a value of a branch's output.
+        residual: off = the branches alone, for layers that are blocks of their own, as MobileViT's; drop_path does nothing then.
     Raises:
         ValueError: for unknown names and options.
     """
@@ -60,13 +61,14 @@ class Block(nn.Module):
     def __init__(
         self, dim: int, *, layer: str | dict | type, ffn: str | dict | type = "mlp", norm: str | dict = "layer", drop_path: float = 0.0,
         layer_scale: float | None = None, num_heads: int | None = None, grid: tuple[int, int] | None = None, position: str | None = None,
-        post_norm: bool | str = False, dropout: float = 0.0,
+        post_norm: bool | str = False, dropout: float = 0.0, residual: bool = True,
     ):
         super().__init__()
         defaults = {k: v for k, v in {"num_heads": num_heads, "grid": grid}.items() if v is not None}
         options = {} if position is None else {"position": position}
         check_choice("post_norm", post_norm, (False, True, "branch"))
-        self.post_norm = post_norm
+        self.post_norm, self.residual = post_norm, residual
+        drop_path = drop_path if residual else 0.0
         self.norm = create_norm(norm, dim)
         self.layer = LAYERS.create(layer, dim, defaults=defaults, **options)
         self.layer_branch = _branch(dim, layer_scale, drop_path, dropout)
@@ -82,9 +84,10 @@ class Block(nn.Module):
         return x if self.ffn is None else self._add(x, self.ffn, self.ffn_norm, self.ffn_branch)
 
     def _add(self, x: Tensor, unit: nn.Module, norm: nn.Module, branch: nn.Module) -> Tensor:
+        kept = x if self.residual else 0
         if self.post_norm == "branch":
-            return x + branch(norm(unit(x)))
-        return norm(x + branch(unit(x))) if self.post_norm else x + branch(unit(norm(x)))
+            return kept + branch(norm(unit(x)))
+        return norm(kept + branch(unit(x))) if self.post_norm else kept + branch(unit(norm(x)))
 
 
 def create_block(layer: str | dict | type, dim: int, *, ffn: str | dict | type = "mlp", norm: str | dict = "layer", drop_path: float = 0.0,

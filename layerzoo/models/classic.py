@@ -86,6 +86,28 @@ class MBConv(nn.Module):
         return self.shortcut(x) + self.drop_path(self.branch(x))
 
 
+class InvertedResidual(nn.Module):
+    """1x1, depthwise 3x3 and 1x1 convolutions (MobileNetV2, arXiv 1801.04381), with SiLU as in MobileViT; a shortcut where the shape stays.
+
+    Args:
+        drop_path: probability of dropping the branch, where there is a shortcut.
+        expansion: channels of the 3x3 convolution over dim_in.
+    """
+
+    strided = True
+
+    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, expansion: int = 4):
+        super().__init__()
+        hidden = expansion * dim_in
+        self.branch = nn.Sequential(
+            _conv(dim_in, hidden, 1), nn.SiLU(), _conv(hidden, hidden, 3, stride, hidden), nn.SiLU(), _conv(hidden, dim, 1))
+        self.drop_path = DropPath(drop_path) if dim_in == dim and stride == 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        return y if self.drop_path is None else x + self.drop_path(y)
+
+
 class ConvNeXt(nn.Module):
     """7x7 depthwise convolution, LayerNorm and an MLP of ratio 4 in one residual branch (arXiv 2201.03545).
 
@@ -136,4 +158,5 @@ class AirBench(nn.Module):
         return F.gelu(self.norm2(self.conv2(x)))
 
 
-WHOLE_BLOCKS = {"basic": Basic, "bottleneck": Bottleneck, "mbconv": MBConv, "convnext": ConvNeXt, "airbench": AirBench}
+WHOLE_BLOCKS = {
+    "basic": Basic, "bottleneck": Bottleneck, "mbconv": MBConv, "inverted_residual": InvertedResidual, "convnext": ConvNeXt, "airbench": AirBench}

@@ -31,7 +31,7 @@ class Isotropic(Model):
         ffn: the same for the per-position unit; ["swiglu", "glam"] has experts in every other block.
         position: encoding after the stem, or "rope2d" | "relative_bias" for layers that take one.
         stem: stem name or dict.
-        head: options of Head, and norm: that of the last map.
+        head: options of Head, and norm and num_features of the last map; see Model.
         block: further options of Block: norm, drop_path (of the last block), layer_scale, num_heads.
         input_size: (in_chans, H, W); tables are built for it, other sizes run too.
         num_classes: logits; 0 = pooled features.

@@ -19,8 +19,9 @@ class Model(nn.Module):
     Args:
         config: the arguments that rebuild this model, plain values, with "model" naming the class.
         dim: channels of the first map.
-        num_features: channels of the last map.
-        head: options of Head, and "norm": that of the last map.
+        num_features: channels of the last stage's map.
+        head: options of Head, and "norm": that of the last map; and "num_features", to which a 1x1 convolution before this norm, and SiLU
+            after it, widen the last map.
     """
 
     where_positions_go = ("stem",)
@@ -29,15 +30,18 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.in_chans, *size = config["input_size"]
-        self.img_size, self.num_classes, self.num_features = tuple(size), config["num_classes"], num_features
+        norm, self.last_width, self.num_features = head.get("norm", "layer"), num_features, head.get("num_features", num_features)
+        self.img_size, self.num_classes = tuple(size), config["num_classes"]
         self.stem = create_stem(config["stem"], self.in_chans, dim)
         grid = tuple(-(-side // self.stem.stride) for side in size)
         self.stem_width = getattr(self.stem, "width", dim)
         absolute, self.stage_position, self.inner_position = split_position(config["position"], self.where_positions_go)
         self.position = POSITIONS.create(absolute, self.stem_width, defaults={"grid": grid})
         self.stages = nn.ModuleList()
-        self.norm = create_norm(head.get("norm", "layer"), num_features)
-        self.head = Head(num_features, self.num_classes, **{k: v for k, v in head.items() if k != "norm"})
+        self.norm = create_norm(norm, self.num_features)
+        if "num_features" in head:
+            self.norm = nn.Sequential(nn.Conv2d(num_features, self.num_features, 1, bias=False), self.norm, nn.SiLU())
+        self.head = Head(self.num_features, self.num_classes, **{k: v for k, v in head.items() if k not in ("norm", "num_features")})
         self.grid = grid
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class Model(nn.Module):
         Args:
             x: images (B, in_chans, H, W).
             indices: which stages, negatives from the end; a number = the last so many; None = all.
-            norm: normalise the maps that have num_features channels by the last norm.
+            norm: normalise the maps that have the channels of the last stage by the last norm, which may widen them.
             stop_early: do not run stages beyond the last wanted one.
             output_fmt: "NCHW", or "NLC" for tokens.
             intermediates_only: leave out the last map.
@@ -80,7 +84,7 @@ class Model(nn.Module):
         for i, stage in enumerate(self.stages[: max(wanted, default=-1) + 1] if stop_early else self.stages):
             x = stage(x)
             if i in wanted:
-                y = self.as_map(self.norm(x) if norm and x.shape[1] == self.num_features else x, size)
+                y = self.as_map(self.norm(x) if norm and x.shape[1] == self.last_width else x, size)
                 maps.append(y if output_fmt == "NCHW" else y.flatten(2).transpose(1, 2))
         return maps if intermediates_only else (self.norm(x), maps)
 

@@ -1,11 +1,13 @@
 """Weights of timm's models in the presets of the same name, whose layers can then be swapped.
 
 A port is a list of rules, (pattern, replacement) of `re.sub`, that turn timm's names of weights into ours. What other libraries keep
-apart, and one linear map does here, is joined before: queries, keys and values; a class token and its place.
+apart, and one linear map does here, is joined before: queries, keys and values; a class token and its place; in LeViT and MobileViT, linear
+maps and the batch norms after them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -17,6 +19,7 @@ from layerzoo.models.create import build_model
 from layerzoo.models.model import Model
 from layerzoo.models.presets import PRESETS
 
+_EPS = 1e-5  # of batch norms, which their weights do not tell
 _Rules = list[tuple[str, str | Callable[[re.Match], str]]]
 
 
@@ -59,6 +62,9 @@ def image_size(model: nn.Module) -> tuple[int, int]:
         size = getattr(getattr(model, part, None), "img_size", None)
         if size is not None:
             return tuple(size)
+    attention = dict(model.named_modules()).get("stages.0.blocks.0.attn")
+    if hasattr(attention, "resolution"):  # of LeViT, which keeps the size of its first map alone
+        return tuple(side * model.stem.stride for side in attention.resolution)
     return tuple(model.pretrained_cfg["input_size"][1:])
 
 
@@ -84,11 +90,12 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
             table = weights.pop(name)
             side = round(len(table) ** 0.5)
             weights[f"{stem}.relative_bias.table"] = table.T.unflatten(1, (side, side))
-        elif last == "attention_biases":  # of EfficientFormer, whose q, k and v of a head stand together, and v is four times as wide
+        elif last == "attention_biases":
             table = weights.pop(name)
             heads, places = table.shape
-            weights[f"{stem}.table"] = table.unflatten(1, (round(places**0.5), -1))
-            for part in ("weight", "bias"):
+            weights[f"{stem}.table"] = table.unflatten(1, (_rows(places, size), -1))
+            for part in ("weight", "bias") if f"{stem}.qkv.weight" in weights else ():
+                # of EfficientFormer, whose q, k and v of a head stand together, as LeViT's do here too, and v is four times as wide
                 by_head = weights[f"{stem}.qkv.{part}"].unflatten(0, (heads, 6, -1)).split((1, 1, 4), 1)
                 weights[f"{stem}.qkv.{part}"] = torch.cat([t.flatten(0, 2) for t in by_head])
         elif last == "attention_bias_idxs":
@@ -101,10 +108,18 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
     return weights
 
 
+def _rows(places: int, size: tuple[int, int]) -> int:
+    """Of the maps with so many places, that of the shape nearest to `size`: how many rows it has."""
+    return min((r for r in range(1, places + 1) if places % r == 0), key=lambda r: abs(math.log(r * r * size[1] / (places * size[0]))))
+
+
 def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without biases that a batch norm takes away again, and with one linear map for the mean of two."""
-    weights = dict(weights)
+    """Weights without biases that a batch norm takes away again, without norms that biases are for, and with the mean of two maps."""
+    weights = _folded_levit(dict(weights))
     for name in list(weights):
+        if found := re.fullmatch(r"(.*\.conv_(?:kxk|proj|fusion)\.)conv\.weight", name):
+            scale, weights[f"{found[1]}bias"] = _scale_and_shift(weights, f"{found[1]}bn")
+            weights[f"{found[1]}weight"] = weights.pop(name) * scale.view(-1, 1, 1, 1)
         mean = re.sub(r"conv(\d?)\.bias$", r"norm\1.running_mean", name)
         if mean != name and mean in weights:
             weights[mean] = weights[mean] - weights.pop(name)
@@ -112,6 +127,38 @@ def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for last in ("weight", "bias"):
             weights[f"head.{last}"] = (weights[f"head.{last}"] + weights.pop(f"head_dist.{last}")) / 2
     return weights
+
+
+def _folded_levit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of LeViT, which has a batch norm after each linear map, with those alone that end a branch, of the stem, and of one head.
+
+    Both heads normalise the same features, but each its own way: what is left is the first one's statistics, and all else goes into the maps.
+    """
+    for name in [n for n in weights if n.endswith(".linear.weight") and not n.startswith(("stem.", "head"))]:
+        owner, weight = name.removesuffix(".linear.weight"), weights[name]
+        if owner.endswith((".proj.ln", ".ln2")):
+            weights[f"{owner}.linear.bias"] = torch.zeros_like(weight[:, 0]).flatten()
+        else:
+            scale, weights[f"{owner}.linear.bias"] = _scale_and_shift(weights, f"{owner}.bn")
+            weights[name] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    if "head.bn.weight" in weights:
+        kept = {last: weights[f"head.bn.{last}"] for last in ("running_mean", "running_var", "num_batches_tracked")}
+        mean, spread = kept["running_mean"].double(), (kept["running_var"].double() + _EPS).sqrt()
+        for head in ("head", "head_dist") if "head_dist.bn.weight" in weights else ("head",):
+            scale, shift = _scale_and_shift(weights, f"{head}.bn")
+            weight, bias = (weights.pop(f"{head}.linear.{last}").double() for last in ("weight", "bias"))
+            weights |= {f"{head}.weight": weight * scale * spread, f"{head}.bias": bias + weight @ (scale * mean + shift)}
+        kept |= {"weight": torch.ones_like(mean), "bias": torch.zeros_like(mean)}
+        weights |= {f"head.bn.{last}": value for last, value in kept.items()}
+    return weights
+
+
+def _scale_and_shift(weights: dict[str, Tensor], norm: str) -> tuple[Tensor, Tensor]:
+    """The batch norm `norm`, which is taken out of the weights, in eval mode: scale x + shift, exact in double precision."""
+    *parts, _ = (weights.pop(f"{norm}.{last}") for last in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
+    weight, bias, mean, var = (part.double() for part in parts)
+    scale = weight / (var + _EPS).sqrt()
+    return scale, bias - scale * mean
 
 
 def renamed(weights: dict[str, Tensor], rules: _Rules) -> dict[str, Tensor]:
@@ -183,6 +230,26 @@ _EFFICIENTFORMER: _Rules = [
     (r"\.mlp\.norm(\d)\.", _after(".mlp.norms.", -1, ".")), (r"\.token_mixer\.", ".layer."), (r"\.ls1\.gamma", ".layer_branch.0.scale"),
     (r"\.ls2\.gamma", ".ffn_branch.0.scale"), *_BLOCK,
 ]
+_LEVIT: _Rules = [
+    (r"^stem\.conv(\d)\.linear\.", _after("stem.convs.", -1, ".0.")), (r"^stem\.conv(\d)\.bn\.", _after("stem.convs.", -1, ".1.")),
+    (r"^head\.bn\.", "head.pooled_norm."), (r"^head\.(weight|bias)", r"head.fc.\1"), (r"\.attn(_downsample)?\.proj\.ln\.bn\.", ".norm."),
+    (r"\.mlp\.ln2\.bn\.", ".ffn_norm."), (r"\.attn_downsample\.q\.", ".query."), (r"\.attn_downsample\.kv\.", ".key_value."),
+    (r"\.attn_downsample\.", "."), (r"\.attn\.", ".layer."), (r"\.mlp\.ln(\d)\.", r".ffn.fc\1."), (r"(\.ln)?\.linear\.", "."),
+]
+_MOBILEVIT: _Rules = [
+    (r"^stages\.(\d)\.", r"stages.\1.blocks."), (r"^stem\.bn\.", "stem.norm."), (r"^final_conv\.conv\.", "norm.0."),
+    (r"^final_conv\.bn\.", "norm.1."),
+    (r"\.conv(\d)_\w+\.(conv|bn)\.", lambda found: f".branch.{2 * int(found[1]) - 2}.{('conv', 'bn').index(found[2])}."),
+    (r"\.conv_kxk\.", ".layer.local."), (r"\.transformer\.", ".layer.transformers."), (r"(blocks\.\d)\.norm\.", r"\1.layer.norm."), (r"\.mlp\.", "."),
+]
+_MOBILEVIT_1: _Rules = [
+    *_MOBILEVIT, (r"\.conv_1x1\.", ".layer.widen."), (r"\.attn\.", ".attention."), (r"\.conv_proj\.", ".layer.narrow."),
+    (r"\.conv_fusion\.", ".layer.fuse."),
+]
+_MOBILEVIT_2: _Rules = [
+    *_MOBILEVIT, (r"\.conv_1x1\.", ".layer.inward."), (r"\.attn\.qkv_proj\.", ".qkv."), (r"\.attn\.out_proj\.", ".proj."),
+    (r"\.conv_proj\.", ".layer.outward."),
+]
 
 PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a pattern, and the rules
     "resnet18": ("resnet18", _RESNET),
@@ -196,8 +263,11 @@ PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a p
     "focalnet_tiny_srf": ("focalnet_tiny_srf", _FOCALNET),
     "gmlp_s16": ("gmlp_s16_224", _GMLP),
     "efficientformer_l1": ("efficientformer_l1", _EFFICIENTFORMER),
+    "levit_128s": (r"levit_(conv_)?128s", _LEVIT),
     "swin_tiny": ("swin_tiny_patch4_window7_224", _BLOCK),
     "swinv2_tiny": ("swinv2_tiny_window8_256", _SWIN_V2),
     "pvt_v2_b0": ("pvt_v2_b0", _PVT),
     "twins_svt_small": ("twins_svt_small", _TWINS),
+    "mobilevit_s": ("mobilevit_s", _MOBILEVIT_1),
+    "mobilevitv2_100": ("mobilevitv2_100", _MOBILEVIT_2),
 }

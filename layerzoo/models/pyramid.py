@@ -13,14 +13,14 @@ class Pyramid(Model):
     Args:
         dims: channels of each stage.
         depths: blocks of each stage.
-        layer: a layer or classic block (basic, bottleneck, mbconv, convnext, airbench); or a list with one entry per stage,
+        layer: a layer or classic block (basic, bottleneck, mbconv, inverted_residual, convnext, airbench); or a list with one entry per stage,
             where an entry may itself be a list, cycled over the blocks of the stage. A layer's "block" has options of its own Block.
         ffn: per-position unit of the blocks around layers; or a list with one entry per stage.
         downsample: between stages, which lowers the resolution.
         position: encoding after the stem, with {"name": ..., "after": "block"} after the first block of each stage; or "rope2d" |
             "relative_bias" for layers that take one.
         stem: stem name or dict.
-        head: options of Head, and norm: that of the last map.
+        head: options of Head, and norm and num_features of the last map; see Model.
         block: further options of Block: norm, drop_path (of the last block), layer_scale, num_heads.
         input_size: (in_chans, H, W); tables are built for it, other sizes run too.
         num_classes: logits; 0 = pooled features.

@@ -38,7 +38,7 @@ class Stage(nn.Module):
         strided = first is not None and first.strided
         self.downsample = nn.Identity()
         if downsample is not None and not strided:
-            self.downsample = DOWNSAMPLES.create(downsample, dim_in, dim)
+            self.downsample = DOWNSAMPLES.create(downsample, dim_in, dim, defaults={"grid": grid})
             grid = self.downsample.out_grid(grid)
         elif downsample is not None:
             grid = halved(grid)

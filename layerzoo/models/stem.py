@@ -44,23 +44,26 @@ class Patchify(nn.Module):
 
 
 class OverlapConv(nn.Module):
-    """3x3 convolutions of stride 2 with batch norm and GELU, then one of stride 1 (early convolutions, arXiv 2106.14881).
+    """3x3 convolutions of stride 2 with batch norm and GELU or another, then one of stride 1 (early convolutions, arXiv 2106.14881).
 
     Args:
         stride: total stride, a power of two; 1 = one convolution at full resolution.
-        act: "gelu", or "relu" as in EfficientFormer (arXiv 2206.01191).
+        act: "gelu", "relu" as in EfficientFormer (arXiv 2206.01191), or "hardswish" as in LeViT (arXiv 2104.01136).
+        act_last: whether it follows the last of those of stride 2 too; off in LeViT.
         proj: the last convolution.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, stride: int = 4, act: str = "gelu", proj: bool = True):
+    def __init__(self, in_chans: int, dim: int, *, stride: int = 4, act: str = "gelu", act_last: bool = True, proj: bool = True):
         super().__init__()
-        check_choice("act", act, ("gelu", "relu"))
+        kinds = {"gelu": nn.GELU, "relu": nn.ReLU, "hardswish": nn.Hardswish}
+        check_choice("act", act, tuple(kinds))
         self.stride = stride
         steps = max(1, int(math.log2(stride)))
         dims = [in_chans, *(max(dim // 2 ** (steps - 1 - i), 8) for i in range(steps - 1)), dim]
-        kind = nn.GELU if act == "gelu" else nn.ReLU
         self.convs = nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), kind()) for a, b in zip(dims, dims[1:])))
+            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), kinds[act]()) for a, b in zip(dims, dims[1:])))
+        if not act_last:
+            self.convs[-1][-1] = nn.Identity()
         self.proj = nn.Conv2d(dim, dim, 3, 1, 1) if proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,23 +85,28 @@ class ConvPool(nn.Module):
 
 
 class ConvNormAct(nn.Module):
-    """One convolution, batch norm, ReLU, and optionally 3x3 max pooling of stride 2 (ResNet, arXiv 1512.03385).
+    """One convolution, batch norm, an activation, and optionally 3x3 max pooling of stride 2 (ResNet, arXiv 1512.03385).
 
     Args:
         kernel_size: 3 at full resolution is the CIFAR stem; 7 with stride 2 and `pool` is the ImageNet stem.
         width: channels of the map, where the first stage has others, as in ResNet-50; None = dim.
+        act: "relu", or "silu" as in MobileViT (arXiv 2110.02178).
     """
 
-    def __init__(self, in_chans: int, dim: int, *, kernel_size: int = 3, stride: int = 1, pool: bool = False, width: int | None = None):
+    def __init__(
+        self, in_chans: int, dim: int, *, kernel_size: int = 3, stride: int = 1, pool: bool = False, width: int | None = None, act: str = "relu",
+    ):
         super().__init__()
+        check_choice("act", act, ("relu", "silu"))
         self.width = dim = width or dim
         self.stride = stride * (2 if pool else 1)
         self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(dim)
+        self.act = nn.ReLU() if act == "relu" else nn.SiLU()
         self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(F.relu(self.norm(self.conv(x))))
+        return self.pool(self.act(self.norm(self.conv(x))))
 
 
 class Whitening(nn.Module):

@@ -9,7 +9,8 @@ from torch import nn
 
 import layerzoo as lz
 from layerzoo.ffn.mlp import MLP
-from layerzoo.models.block import Block, create_norm
+from layerzoo.models.block import Block, DropPath, create_norm
+from layerzoo.models.classic import InvertedResidual
 from layerzoo.models.head import Head
 from layerzoo.models.isotropic import Isotropic
 from layerzoo.models.pyramid import Pyramid
@@ -107,6 +108,92 @@ def test_the_norm_of_a_branch():
     assert torch.allclose(block(x), y + 0.5 * block.ffn_norm(block.ffn(y)), atol=1e-6)
 
 
+def test_hardswish_between_the_convolutions_of_a_stem():
+    stem, x = create_stem({"name": "overlap", "act": "hardswish", "act_last": False, "proj": False}, 3, 16), torch.randn(2, 3, 9, 9)
+    (conv, norm, _), (last, last_norm, _) = stem.convs
+    hidden = norm(conv(x))
+    assert torch.allclose(stem(x), last_norm(last(hidden * (hidden + 3).clamp(0, 6) / 6)), atol=1e-6)
+
+
+def test_levit_128s_is_built_for_its_maps():
+    model = lz.create_model("levit_128s", num_classes=5, img_size=112)
+    assert [stage.downsample.grid for stage in model.stages[1:]] == [stage.grid for stage in model.stages[:2]] == [(7, 7), (4, 4)]
+    assert [stage.blocks[0].layer.grid for stage in model.stages] == [(7, 7), (4, 4), (2, 2)]
+    full = lz.create_model("levit_128s", num_classes=1000, img_size=224)
+    assert sum(p.numel() for p in full.parameters()) == 7_385_274
+
+
+@pytest.mark.parametrize("post_norm", [False, True, "branch"])
+def test_a_block_without_residual(post_norm):
+    block = Block(8, layer="depthwise_conv", post_norm=post_norm, residual=False, drop_path=0.9, layer_scale=0.5)
+    x = torch.randn(2, 8, 3, 3)
+
+    def branch(x, unit, norm):
+        return 0.5 * unit(norm(x)) if not post_norm else norm(0.5 * unit(x)) if post_norm is True else 0.5 * norm(unit(x))
+
+    assert torch.allclose(block(x), branch(branch(x, block.layer, block.norm), block.ffn, block.ffn_norm), atol=1e-6)
+    assert not any(isinstance(m, DropPath) for m in block.modules()), "a dropped branch would be all there is"
+    bare = Block(8, layer="depthwise_conv", norm="none", ffn="none", residual=False)
+    assert torch.equal(bare(x), bare.layer(x))
+
+
+def test_a_layer_without_residual_is_swapped():
+    unit = {"name": "mobilevit", "num_heads": 2, "block": {"norm": "none", "ffn": "none", "residual": False}}
+    model = Pyramid(dims=[8], depths=[1], layer=unit, input_size=(3, 16, 16), num_classes=2).eval()
+    lz.swap(model, "pooling", where="*.layer")
+    block, x = lz.build_model(json.loads(json.dumps(model.config))).stages[0].blocks[0], torch.randn(1, 8, 5, 5)
+    assert type(block.layer).__name__ == "Pooling" and torch.equal(block(x), block.layer(x)) and torch.equal(model.stages[0](x), block(x))
+
+
+@pytest.mark.parametrize("dim, stride, kept", [(6, 1, True), (6, 2, False), (5, 1, False)])
+def test_inverted_residuals(dim, stride, kept):
+    block = InvertedResidual(6, dim, stride=stride, drop_path=0.5, expansion=3).double().eval()
+    x = y = torch.randn(2, 6, 7, 4, dtype=torch.float64)
+    for i, groups in ((0, 1), (2, 18), (4, 1)):
+        conv, norm = block.branch[i]
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        at = {"stride": stride, "padding": 1, "groups": groups} if i == 2 else {}
+        y = nn.functional.batch_norm(nn.functional.conv2d(y, conv.weight, **at), norm.running_mean, norm.running_var)
+        y = y if i == 4 else y * y.sigmoid()
+    assert len(block.branch) == 5 and torch.allclose(block(x), x + y if kept else y, rtol=1e-12)
+    assert any(isinstance(m, DropPath) for m in block.modules()) is kept
+
+
+def test_inverted_residuals_drop_their_branch():
+    block, x = InvertedResidual(6, 6, drop_path=0.5).train(), torch.randn(64, 6, 3, 3)
+    assert 8 < (block(x) == x).flatten(1).all(1).sum() < 56
+
+
+def test_the_activation_of_a_stem():
+    stem, x = create_stem({"name": "conv", "act": "silu", "stride": 2}, 3, 8).eval(), torch.randn(2, 3, 6, 6)
+    y = stem.norm(nn.functional.conv2d(x, stem.conv.weight, stride=2, padding=1))
+    assert torch.allclose(stem(x), y * y.sigmoid(), atol=1e-6)
+    relu = create_stem({"name": "conv", "stride": 2}, 3, 8).eval()
+    relu.load_state_dict(stem.state_dict())
+    assert torch.allclose(relu(x), y.clamp(min=0), atol=1e-6)
+
+
+def test_a_wider_last_map():
+    head, x = {"norm": "batch", "num_features": 8}, torch.randn(2, 3, 16, 16)
+    model = Pyramid(dims=[8, 6, 6], depths=[1, 1, 1], layer="identity", head=head, input_size=(3, 16, 16), num_classes=2)
+    last, maps = model.eval().forward_intermediates(x)
+    conv, norm, _ = model.norm
+    y = norm(nn.functional.conv2d(maps[2], conv.weight))
+    assert torch.allclose(last, y * y.sigmoid(), atol=1e-6) and torch.equal(last, model.forward_features(x))
+    assert torch.equal(model(x), model.head.fc(last.mean((2, 3)))) and model.num_features == model.head.fc.in_features == 8
+    normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
+    assert torch.equal(normed[0], maps[0]) and torch.equal(normed[1], model.norm(maps[1])) and torch.equal(normed[2], last)
+
+
+@pytest.mark.parametrize("name, parameters", [  # of timm's models, less the one of two of a batch norm that a bias does not need
+    ("mobilevit_s", 5_578_632 - 3 * (96 + 128 + 160)), ("mobilevitv2_100", 4_901_841 - 2 * (256 + 384 + 512)),
+])
+def test_parameters(name, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in lz.create_model(name).parameters()) == parameters
+
+
 def test_norms_after_linear_maps():
     ffn, x = MLP(6, norm="batch"), torch.randn(3, 6, 4, 5)
     convs = [nn.functional.conv2d(x, ffn.fc1.weight[..., None, None], ffn.fc1.bias)]
@@ -117,10 +204,12 @@ def test_norms_after_linear_maps():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: Block(8, layer="identity", post_norm="sum"), "post_norm: got 'sum', expected one of False, True, branch. Choose one of these."),
+    (lambda: MLP(8, act="relu"), "act: got 'relu', expected one of gelu, hardswish. Choose one of these."),
     (lambda: MLP(8, norm="layer"), "norm: got 'layer', expected one of none, batch. Choose one of these."),
     (lambda: create_norm({"name": "layer", "epsilon": 1}, 8), "options of a norm: got name, epsilon, expected name and eps alone. Leave the others out."),
     (lambda: with_class_token(position={"name": "conditional", "after": "block"}), "after, of a position: got 'block', expected one of stem. Choose one of these."),
-    (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, relu. Choose one of these."),
+    (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, relu, hardswish. Choose one of these."),
+    (lambda: create_stem({"name": "conv", "act": "gelu"}, 3, 8), "act: got 'gelu', expected one of relu, silu. Choose one of these."),
 ])
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):

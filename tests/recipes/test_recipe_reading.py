@@ -171,6 +171,7 @@ WRONG = {
     "model option that has a key": (["model.options.layer=mhsa"], "model.options.layer\n  got: the unknown key 'layer'"),
     "block option": (["model.options.block.num_head=1"],
         "model.options.block.num_head\n  got: the unknown key 'num_head'\n  expected: an option of blocks, such as num_heads"),
+    "width of the last map": (["model.options.head.num_features=wide"], "num_features\n  got: 'wide' (text)\n  expected: a whole number"),
     "head option": (["model.options.head.pool=3"],
         "model.options.head.pool\n  got: 3 (a whole number)\n  expected: text\n  do: Put it in quotes."),
     "source": (["data.source=cifar10"],

@@ -136,3 +136,41 @@ def efficientformer_l1(img_size: int) -> dict:
         "ffn": {"name": "mlp", "norm": "batch"}, "downsample": {"name": "conv_stride", "norm": "batch"},
         "stem": {"name": "overlap", "stride": by_size(img_size, 2, 2, 4), "act": "relu", "proj": False},
         "block": {"norm": "none", "layer_scale": 1e-5}}
+
+
+@preset
+def levit_128s(img_size: int) -> dict:
+    """LeViT-128S (arXiv 2104.01136), batch norm at the end of each branch and in the head, with the mean of its two heads: 7.4 M parameters."""
+    return {
+        "model": "pyramid", "dims": [128, 256, 384], "depths": [2, 3, 4], "layer": [{"name": "levit", "num_heads": heads} for heads in (4, 6, 8)],
+        "ffn": {"name": "mlp", "mlp_ratio": 2, "act": "hardswish"}, "downsample": "shrinking_attention",
+        "stem": {"name": "overlap", "stride": by_size(img_size, 4, 8, 16), "act": "hardswish", "act_last": False, "proj": False},
+        "head": {"norm": "none", "pooled_norm": "batch"}, "block": {"norm": "batch", "post_norm": "branch"}}
+
+
+def _mobile(img_size: int, stem_width: int, expansion: int, layer: dict) -> dict:
+    """Inverted residuals, of which the first of a stage strides, and after those of the last three stages a layer that is a block of its own."""
+    unit, alone = {"name": "inverted_residual", "expansion": expansion}, {"norm": "none", "ffn": "none", "residual": False}
+    stem = {"name": "conv", "stride": by_size(img_size, 1, 1, 2), "width": stem_width, "act": "silu"}
+    pairs = [[unit, layer | {"depth": depth, "block": alone}] for depth in (2, 4, 3)]
+    return {"model": "pyramid", "layer": [unit, unit, *pairs], "stem": stem}
+
+
+@preset
+def mobilevit_s(img_size: int) -> dict:
+    """MobileViT-S (arXiv 2110.02178), whose MobileViT blocks have biases for batch norms: 5.6 M parameters.
+
+    As published where the sides are multiples of 64 pixels: other maps are resized there to whole patches, and padded here.
+    """
+    return _mobile(img_size, 16, 4, {"name": "mobilevit", "num_heads": 4}) | {
+        "dims": [32, 64, 96, 128, 160], "depths": [1, 3, 2, 2, 2], "head": {"norm": "batch", "num_features": 640}}
+
+
+@preset
+def mobilevitv2_100(img_size: int) -> dict:
+    """MobileViTv2-1.0 (arXiv 2206.02680), whose MobileViT blocks have biases for batch norms: 4.9 M parameters.
+
+    As published where the sides are multiples of 64 pixels: other maps are resized there to whole patches, and padded here.
+    """
+    return _mobile(img_size, 32, 2, {"name": "mobilevit_v2"}) | {
+        "dims": [64, 128, 256, 384, 512], "depths": [1, 2, 2, 2, 2], "head": {"norm": "none"}}
