@@ -40,6 +40,7 @@ CASES = [
     *({"score": s, "normalize": n} for s in SCORES for n in NORMALIZERS),
     *({"include_self": False, "normalize": n} for n in NORMALIZERS),
     *({"talking_heads": True, "normalize": n} for n in NORMALIZERS),
+    *({"talking_heads": "biased", "normalize": n, "num_registers": r} for n, r in (("softmax", 0), ("relu", 2))),
     *({"num_registers": 3, "normalize": n} for n in NORMALIZERS),
     *({"qk_norm": norm, "score": s} for norm in ("rms", "layer") for s in SCORES),
     *({"position": p, "num_registers": r, "score": s} for p in POSITIONS for r, s in ((0, "dot"), (2, "cosine"), (1, "general"))),

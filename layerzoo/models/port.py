@@ -79,7 +79,7 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
     for name in list(weights):
         stem, _, last = name.rpartition(".")
         owner = stem.rpartition(".")[0]
-        if re.search(r"\.q\.(weight|bias)$", name):
+        if re.search(r"\.q\.(weight|bias)$", name) and f"{owner}.kv.{last}" in weights:
             weights[f"{owner}.qkv.{last}"] = torch.cat([weights.pop(name), weights.pop(f"{owner}.kv.{last}")])
         elif last == "q_bias":  # keys have none there
             q, v = weights.pop(name), weights.pop(f"{stem}.v_bias")
@@ -98,13 +98,16 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
                 # of EfficientFormer, whose q, k and v of a head stand together, as LeViT's do here too, and v is four times as wide
                 by_head = weights[f"{stem}.qkv.{part}"].unflatten(0, (heads, 6, -1)).split((1, 1, 4), 1)
                 weights[f"{stem}.qkv.{part}"] = torch.cat([t.flatten(0, 2) for t in by_head])
-        elif last == "attention_bias_idxs":
+        elif last == "attention_bias_idxs" or name.endswith((".proj_l.bias", "attn.k.bias")):  # biases that a softmax takes away
             del weights[name]
     if "cls_token" in weights:
         token, places = weights.pop("cls_token"), weights.pop("pos_embed")
-        weights["prefix"] = token + places[:, :1]
+        if "blocks_token_only.0.norm1.weight" in weights:  # of CaiT, whose class token has no place
+            weights["head.class_pool.token"] = token.flatten()
+        else:
+            weights["prefix"], places = token + places[:, :1], places[:, 1:]
         rows = size[0] // weights["patch_embed.proj.weight"].shape[2]
-        weights["position.table"] = places[:, 1:].transpose(1, 2).unflatten(2, (rows, -1))
+        weights["position.table"] = places.transpose(1, 2).unflatten(2, (rows, -1))
     return weights
 
 
@@ -194,6 +197,13 @@ _RESNET: _Rules = [
     (r"\.bn(\d)\.", lambda found: f".branch.{2 * int(found[1]) - 2}.1."),
 ]
 _VIT: _Rules = [*_BLOCK, (r"^blocks\.(\d+)\.layer\.", r"blocks.\1.layer.layer."), (r"^blocks\.", "stages.")]
+_CAIT: _Rules = [
+    (r"^blocks_token_only\.(\d+)\.(attn\.)?", r"head.class_pool.blocks.\1."), (r"^(head\.class_pool\..*)\.norm1\.", r"\1.norm."),
+    (r"^(head\.class_pool\..*)\.norm2\.", r"\1.ffn_norm."), (r"^(head\.class_pool\..*)\.gamma_1$", r"\1.scale"),
+    (r"^(head\.class_pool\..*)\.gamma_2$", r"\1.ffn_scale"), (r"\.gamma_1$", ".layer_branch.0.scale"), (r"\.gamma_2$", ".ffn_branch.0.scale"),
+    (r"\.proj_l\.weight$", ".talk_scores"), (r"\.proj_w\.weight$", ".talk_weights"), (r"\.proj_w\.bias$", ".talk_bias"),
+    (r"^norm\.", "head.pooled_norm."), *_BLOCK, (r"^blocks\.", "stages."),
+]
 _MIXER: _Rules = [*_BLOCK, (r"\.mlp_tokens\.", ".layer."), (r"\.mlp_channels\.", ".ffn."), (r"^blocks\.", "stages.")]
 _NEXT: _Rules = [
     (r"^stem\.0\.", "stem.embed."), (r"^stem\.1\.", "stem.norm."), (r"\.downsample\.0\.", ".downsample.pre_norm."),
@@ -256,6 +266,7 @@ PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a p
     "resnet34": ("resnet34", _RESNET),
     "resnet50": ("resnet50", _RESNET),
     "deit_tiny": (r"(deit|vit)_tiny_patch16_\d+", _VIT),
+    "cait_xxs24": (r"cait_xxs24_\d+", _CAIT),
     "mixer_s16": ("mixer_s16_224", _MIXER),
     "convnext_tiny": (r"convnext_tiny", _CONVNEXT),
     "inception_next_tiny": (r"inception_next_tiny", _INCEPTION),

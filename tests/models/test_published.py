@@ -186,7 +186,26 @@ def test_a_wider_last_map():
     assert torch.equal(normed[0], maps[0]) and torch.equal(normed[1], model.norm(maps[1])) and torch.equal(normed[2], last)
 
 
+def test_a_class_token_that_comes_in_last():
+    head = Head(8, 3, pool="class", class_pool={"depth": 2, "num_heads": 2, "mlp_ratio": 2, "layer_scale": 0.5}).double()
+    x = torch.randn(2, 8, 3, 2, dtype=torch.float64)
+    token = head.class_pool.token.expand(2, 8)
+    for block in head.class_pool.blocks:
+        whole = nn.MultiheadAttention(8, 2, batch_first=True).double()
+        maps = (block.q, block.k, block.v)
+        whole.in_proj_weight.data = torch.cat([linear.weight for linear in maps])
+        whole.in_proj_bias.data = torch.cat([block.q.bias, torch.randn(8), block.v.bias])  # that of keys says nothing
+        whole.out_proj = block.proj
+        seen = block.norm(torch.cat([token[:, None], x.flatten(2).mT], 1))
+        token = token + 0.5 * whole(seen[:, :1], seen, seen)[0][:, 0]
+        token = token + 0.5 * block.ffn(block.ffn_norm(token)[:, None])[:, 0]
+    assert len(head.class_pool.blocks) == 2 and torch.allclose(head(x), head.fc(token), rtol=1e-12)
+    head(x).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in head.class_pool.parameters())
+
+
 @pytest.mark.parametrize("name, parameters", [  # of timm's models, less the one of two of a batch norm that a bias does not need
+    ("cait_xxs24", 11_956_264 - 24 * 4 - 2 * 192),  # and less the biases that a softmax takes away
     ("mobilevit_s", 5_578_632 - 3 * (96 + 128 + 160)), ("mobilevitv2_100", 4_901_841 - 2 * (256 + 384 + 512)),
 ])
 def test_parameters(name, parameters):
@@ -209,6 +228,8 @@ def test_norms_after_linear_maps():
     (lambda: create_norm({"name": "layer", "epsilon": 1}, 8), "options of a norm: got name, epsilon, expected name and eps alone. Leave the others out."),
     (lambda: with_class_token(position={"name": "conditional", "after": "block"}), "after, of a position: got 'block', expected one of stem. Choose one of these."),
     (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, relu, hardswish. Choose one of these."),
+    (lambda: lz.create_layer("mhsa", dim=8, talking_heads="loud"), "talking_heads: got 'loud', expected one of False, True, biased. Choose one of these."),
+    (lambda: Head(8, 2, pool="class", class_pool={"num_heads": 3}), "num_heads: got 3, expected a divisor of dim=8"),
     (lambda: create_stem({"name": "conv", "act": "gelu"}, 3, 8), "act: got 'gelu', expected one of relu, silu. Choose one of these."),
 ])
 def test_refusals(call, message):

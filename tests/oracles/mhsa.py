@@ -112,7 +112,10 @@ def attended(layer, heads, i, keys, grid):
         row = scores[h] + torch.stack([torch.zeros_like(scores[h][0]) + place_score(layer, h, i, j, grid) for _, j in keys])
         row = row if layer.sink is None else torch.cat([row, layer.sink[h: h + 1]])
         weights.append(weighed(layer.normalize, row)[: len(keys)])
-    return [w @ v for w, v in zip(talked(layer.talk_weights, weights), values)]
+    weights = talked(layer.talk_weights, weights)
+    if layer.talk_bias is not None:
+        weights = [w + b for w, b in zip(weights, layer.talk_bias.flatten())]
+    return [w @ v for w, v in zip(weights, values)]
 
 
 def parts(layer, token):

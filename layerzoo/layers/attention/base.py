@@ -30,7 +30,7 @@ class ExactHeads(HeadsLayer):
         normalize: of `ops.attention.make_weights`.
         include_self: position i sees itself.
         num_kv_heads: heads of keys and values; None = num_heads.
-        talking_heads: learned sums of heads, of the scores and of the weights.
+        talking_heads: learned sums of heads, of the scores and of the weights; "biased" adds a number for each head to the weights.
         qk_norm: "none", "rms" or "layer", of the channels of each head's queries and keys.
         sink: one more key for each head, of a learned score and no value.
         causal: position i sees positions up to i.
@@ -41,13 +41,14 @@ class ExactHeads(HeadsLayer):
 
     def __init__(
         self, dim: int, num_heads: int | None, qkv_bias: bool, score: str, normalize: str, include_self: bool, num_kv_heads: int | None,
-        talking_heads: bool, qk_norm: str, sink: bool, causal: bool, dropout: float,
+        talking_heads: bool | str, qk_norm: str, sink: bool, causal: bool, dropout: float,
     ):
         super().__init__(dim, num_heads, qkv_bias)
         heads, head_dim = self.num_heads, self.head_dim
         check_choice("score", score, SCORES)
         check_choice("normalize", normalize, NORMALIZERS)
         check_choice("qk_norm", qk_norm, tuple(NORMS))
+        check_choice("talking_heads", talking_heads, (False, True, "biased"))
         kv_heads = heads if num_kv_heads is None else num_kv_heads
         if kv_heads < 1 or heads % kv_heads:
             expected, do = f"a divisor of num_heads={heads}", "With 1 all heads share a key and a value."
@@ -67,6 +68,7 @@ class ExactHeads(HeadsLayer):
         self.between = nn.Parameter(torch.eye(head_dim).repeat(heads, 1, 1)) if score == "general" else None
         self.read = nn.Parameter(torch.randn(heads, head_dim) * head_dim**-0.5) if score == "additive" else None
         self.talk_scores, self.talk_weights = (nn.Parameter(torch.eye(heads)) for _ in range(2)) if talking_heads else (None, None)
+        self.talk_bias = nn.Parameter(torch.zeros(heads, 1, 1)) if talking_heads == "biased" else None
         self.sink = nn.Parameter(torch.zeros(heads)) if sink else None
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +92,10 @@ class ExactHeads(HeadsLayer):
         scores = mix_heads(make_scores(q, k, self.read), self.talk_scores)
         seen = visible(q, k, mask, self.causal, self.include_self, num_extra)
         weights = make_weights(scores if bias is None else scores + bias, self.normalize, seen, self.sink)
-        weights = F.dropout(mix_heads(weights, self.talk_weights), self.dropout, self.training)
+        weights = mix_heads(weights, self.talk_weights)
+        if self.talk_bias is not None:
+            weights = weights + (self.talk_bias if seen is None else self.talk_bias * seen)
+        weights = F.dropout(weights, self.dropout, self.training)
         return self.merge(weights.to(v.dtype) @ v)
 
 

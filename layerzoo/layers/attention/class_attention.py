@@ -56,12 +56,17 @@ class ClassAttention(TokenLayer):
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         batch, length, dim = tokens.shape
-        seen = torch.cat([self.class_token.to(tokens.dtype).expand(batch, 1, dim), tokens], 1).unsqueeze(1)
+        seen = torch.cat([self.class_token.to(tokens.dtype).expand(batch, 1, dim), tokens], 1)
         if mask is not None:
             mask = torch.cat([mask.new_ones(batch, 1), mask], 1)
-        q = self.q(self.class_token).unflatten(0, (self.num_heads, 1, -1)) @ self.k.weight.unflatten(0, (self.num_heads, -1))
-        q = q.squeeze(1) * self.num_heads**0.5  # SDPA divides by sqrt(C), heads by sqrt(d)
-        pooled = attend(q.to(tokens.dtype).expand(batch, 1, -1, dim), seen, seen, mask).squeeze(1)  # (B, h, C): heads are queries here
-        heads = torch.einsum("bhc,hdc->bhd", pooled, self.v.weight.unflatten(0, (self.num_heads, -1))).flatten(1)
-        heads = heads if self.v.bias is None else heads + self.v.bias.to(heads.dtype)
+        heads = ask(self.q(self.class_token).expand(batch, dim), seen, self.k, self.v, self.num_heads, mask)
         return self.proj(heads).unsqueeze(1).repeat(1, length, 1)
+
+
+def ask(query: Tensor, seen: Tensor, k: nn.Linear, v: nn.Linear, num_heads: int, mask: Tensor | None = None) -> Tensor:
+    """(B, C): what one query of each sample (B, C) gets from tokens (B, N, C) by attention with maps k, whose bias is cancelled, and v."""
+    q = (query.unflatten(1, (num_heads, 1, -1)) @ k.weight.unflatten(0, (num_heads, -1))).squeeze(2) * num_heads**0.5  # SDPA divides by sqrt(C)
+    seen = seen.unsqueeze(1)
+    pooled = attend(q.to(seen.dtype).unsqueeze(1), seen, seen, mask).squeeze(1)  # (B, h, C): heads are queries here
+    heads = torch.einsum("bhc,hdc->bhd", pooled, v.weight.unflatten(0, (num_heads, -1))).flatten(1)
+    return heads if v.bias is None else heads + v.bias.to(heads.dtype)

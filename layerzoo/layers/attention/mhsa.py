@@ -39,7 +39,8 @@ class MHSA(ExactHeads):
         normalize: f, "softmax", "relu", "relu_squared", "relu_sum", "sigmoid", "entmax" or "none"; softmax, the paper's.
         include_self: position i sees itself; off (arXiv 2112.13492), a position that sees nothing mixes nothing: zeros before W_o.
         num_kv_heads: heads of k and v, each shared by h / num_kv_heads of q (arXiv 2305.13245; with 1, 1911.02150); None = h.
-        talking_heads: a head's scores, and its weights, are learned sums of all heads', at first its own (arXiv 2003.02436).
+        talking_heads: a head's scores, and its weights, are learned sums of all heads', at first its own (arXiv 2003.02436); "biased"
+            adds a learned number, at first 0, to all weights of a head, as CaiT does (arXiv 2103.17239).
         qk_norm: "rms" (arXiv 2302.05442) or "layer" norm of the channels of each head's q and k; "none", the paper's.
         num_registers: learned tokens beside the input, whose keys and values every query sees; 0.
         sink: one more key for each head, of a learned score and the value zero (arXiv 2508.10925); off. Softmax and entmax only.
@@ -73,7 +74,7 @@ class MHSA(ExactHeads):
 
     def __init__(
         self, dim: int, *, num_heads: int | None = None, qkv_bias: bool = True, score: str = "dot", normalize: str = "softmax",
-        include_self: bool = True, num_kv_heads: int | None = None, talking_heads: bool = False, qk_norm: str = "none",
+        include_self: bool = True, num_kv_heads: int | None = None, talking_heads: bool | str = False, qk_norm: str = "none",
         num_registers: int = 0, sink: bool = False, position: str = "none", grid: tuple[int, int] | None = None, causal: bool = False,
         dropout: float = 0.0,
     ):

@@ -32,6 +32,15 @@ def deit_tiny(img_size: int) -> dict:
 
 
 @preset
+def cait_xxs24(img_size: int) -> dict:
+    """CaiT-XXS24 (arXiv 2103.17239), heads that talk and a class token that comes in last: 12.0 M parameters."""
+    layer = {"name": "mhsa", "talking_heads": "biased"}
+    return vit_tiny(img_size) | {
+        "depth": 24, "layer": layer, "block": {"num_heads": 4, "norm": _EPS, "layer_scale": 1e-5},
+        "head": {"norm": "none", "pool": "class", "class_pool": {"num_heads": 4}, "pooled_norm": _EPS}}
+
+
+@preset
 def mixer_s16(img_size: int) -> dict:
     """MLP-Mixer S/16 (arXiv 2105.01601): 18.5 M parameters."""
     return mixer_tiny(img_size) | {"dim": 512, "depth": 8, "block": {"norm": _EPS}, "head": {"norm": _EPS}}
