@@ -1,12 +1,13 @@
 """Pulling a checkpoint from servers that fail and lie: `python -m layerzoo.report.bench_downloads --out downloads.csv`.
 
 `layerzoo.hub.pull` of an address beside `hf_hub_download` of the same weights, from one server on this machine. A try ends `right`, `refused` (an
-error), `wrong` (other bytes, without a word), or `waits` after a minute and a half.
+error), `wrong` (other bytes, without a word), or `waits` after a minute and a half; and so often the server was asked for the weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import http.server
 import os
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +26,17 @@ from layerzoo.report.measured import new_path, write_rows
 
 PULLERS = ("layerzoo", "huggingface_hub")
 WEIGHTS, LIMIT = "model.safetensors", 90
-FAULTS = ("none", "a bit flipped", "other bytes of the same size", "cut short", "cut short once", "an error once", "a byte a second", "more than announced")
+EIGHT, UNLOCKED = "eight at once", "eight at once, where nothing can be locked"
+FAULTS = (
+    "none", "a bit flipped", "other bytes of the same size", "cut short", "cut short once", "an error once", "a byte a second", "more than announced",
+    EIGHT, UNLOCKED)
 
 
 @contextmanager
-def _serving(folder: Path, fault: str) -> Iterator[str]:
-    """The address of a server of the files of a folder, as an address of ours and as a repository of the Hub; the weights meet the fault."""
+def _serving(folder: Path, fault: str) -> Iterator[type]:
+    """A server of the files of a folder, as an address of ours and as a repository of the Hub; the weights meet the fault, and are `asked` for."""
     class Handler(http.server.BaseHTTPRequestHandler):
-        asked = 0
+        asked, url = 0, ""
 
         def do_HEAD(self) -> None:
             self._answer(False)
@@ -58,20 +63,26 @@ def _serving(folder: Path, fault: str) -> Iterator[str]:
             for name, value in headers.items():
                 self.send_header(name, str(value))
             self.end_headers()
-            for start in range(0, len(body) if with_body else 0, step := 1 if faulty and fault == "a byte a second" else len(body)):
+            step, pause = _pace(fault, len(body)) if faulty else (len(body), 0)
+            for start in range(0, len(body) if with_body else 0, step):
                 self.wfile.write(body[start:start + step])
                 self.wfile.flush()
-                if step == 1:
-                    time.sleep(1)
+                time.sleep(pause)
 
         def log_message(self, *args: object) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.handle_error = lambda *client: None  # a client that has heard enough hangs up
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        Handler.url = f"http://127.0.0.1:{server.server_port}"
+        yield Handler
         server.shutdown()
+
+
+def _pace(fault: str, size: int) -> tuple[int, float]:
+    """Bytes at a time, and the seconds after them."""
+    return (1, 1) if fault == "a byte a second" else (-(-size // 8), 0.25) if fault in (EIGHT, UNLOCKED) else (size, 0)
 
 
 def _spoiled(body: bytes, fault: str, asked: int) -> bytes:
@@ -86,7 +97,7 @@ def _spoiled(body: bytes, fault: str, asked: int) -> bytes:
 
 
 def bench_downloads() -> list[dict]:
-    """One row for each fault: how either ended, and after how many seconds."""
+    """One row for each fault: how either ended, after how many seconds, and after how many requests for the weights."""
     from layerzoo.checkpoint import save_checkpoint
     from layerzoo.models import create_model
 
@@ -99,24 +110,33 @@ def bench_downloads() -> list[dict]:
             row = {"fault": fault}
             for name in PULLERS:
                 began = time.perf_counter()
-                with _serving(folder, fault) as address, tempfile.TemporaryDirectory(dir=root) as cache:
-                    row[name] = _pull(name, address, Path(cache), folder)
-                row[f"{name} s"] = f"{time.perf_counter() - began:.1f}"
+                with _serving(folder, fault) as served, tempfile.TemporaryDirectory(dir=root) as cache:
+                    row[name] = _pull(name, served.url, Path(cache), folder, fault)
+                row |= {f"{name} s": f"{time.perf_counter() - began:.1f}", f"{name} requests": served.asked}
             rows.append(row)
-            print("  ".join(f"{value:>30}" for value in row.values()), flush=True)
+            print("  ".join(f"{value!s:>20}" for value in row.values()), flush=True)
     return rows
 
 
-def _pull(name: str, address: str, cache: Path, folder: Path) -> str:
+def _pull(name: str, address: str, cache: Path, folder: Path, fault: str) -> str:
     own = {"LAYERZOO_CACHE": str(cache), "HF_HOME": str(cache), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    words = [sys.executable, "-m", "layerzoo.report.bench_downloads", "--pull", name, "--from", address]
+    words = [sys.executable, "-m", "layerzoo.report.bench_downloads", "--pull", name, "--from", address, *(["--unlocked"] if fault == UNLOCKED else [])]
+    many = 8 if fault in (EIGHT, UNLOCKED) else 1
+    pulls = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | own) for _ in range(many)]
+    ends = Counter(_end(pull, (folder / WEIGHTS).read_bytes()) for pull in pulls)
+    return ", ".join(f"{count} {end}" if many > 1 else end for end, count in ends.items())
+
+
+def _end(pull: subprocess.Popen, weights: bytes) -> str:
     try:
-        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=LIMIT, env=os.environ | own)
+        said, _ = pull.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
+        pull.kill()
+        pull.communicate()
         return "waits"
-    if done.returncode:
+    if pull.returncode:
         return "refused"
-    return "right" if Path(done.stdout.strip().splitlines()[-1]).read_bytes() == (folder / WEIGHTS).read_bytes() else "wrong"
+    return "right" if Path(said.strip().splitlines()[-1]).read_bytes() == weights else "wrong"
 
 
 def main() -> None:
@@ -125,8 +145,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a new .csv for the results")
     parser.add_argument("--pull", help=argparse.SUPPRESS)
     parser.add_argument("--from", dest="address", help=argparse.SUPPRESS)
+    parser.add_argument("--unlocked", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     quiet()
+    if args.unlocked:
+        fcntl.flock = fcntl.lockf = lambda *given: None  # as on file systems that say yes to all
     if args.pull == "layerzoo":
         from layerzoo.hub import pull
 

@@ -2,11 +2,13 @@
 
 Each row says how many tries ended how: `newest` (the last save that was said to be done, or the one at work), `older` (an earlier one, taken by
 itself), `refused` (an error, and the user has to look for another file), `wrong` (values that nobody ever saved, without a word).
+The note says what else there was: files left, errors of the saver and how many of them had the path in them, or nobody who was told.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import resource
@@ -20,15 +22,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path, PurePosixPath
 
 import torch
 
 from layerzoo.quiet import quiet
+from layerzoo.report.calls import Ended, failing_at, killed_at
 from layerzoo.report.measured import new_path, write_rows
 from layerzoo.report.savers import SAVERS, state
 
-FLOATS = 3_000_000  # 12 MB, while a save is killed; 100 kB where files are damaged
+FLOATS = 3_000_000  # 12 MB, while a save is killed at random; 100 kB where files are damaged
+SMALL = 4000
 ENDS = ("newest", "older", "refused", "wrong")
 
 
@@ -46,20 +52,32 @@ def bench_faults(tries: int) -> list[dict]:
     """One row for each fault and saver.
 
     Args:
-        tries: kills of each saver; bits flipped and lengths cut are ten times and five times as many.
+        tries: random kills of each saver and saves of two at once, of which there are three times as many;
+            bits flipped and lengths cut are ten times and five times as many.
     """
     rows = []
     with tempfile.TemporaryDirectory() as root:
         for fault, name, ends in _faults(Path(root), tries):
-            rows.append({"fault": fault, "saver": name, "tries": sum(ends[end] for end in ENDS)} | {end: ends[end] for end in (*ENDS, "left")})
+            rows.append({"fault": fault, "saver": name, "tries": sum(ends[end] for end in ENDS)} | {end: ends[end] for end in ENDS} | {"note": _note(ends)})
             print("  ".join(f"{value!s:>9}" if i > 1 else f"{value:28}" for i, value in enumerate(rows[-1].values())), flush=True)
     return rows
+
+
+def _note(ends: Counter) -> str:
+    """What is to be said beside the ends."""
+    files, errors, silent = ends["left"], ends["told"], ends["silent"]
+    parts = [f"{files} files left in $TMPDIR"] if files else []
+    parts += [f"{errors} error{'s' * (errors > 1)}, {ends['named']} with the path"] if errors else []
+    return "; ".join([*parts, *([f"nobody was told, {silent} of {sum(ends[end] for end in ENDS)}"] if silent else [])])
 
 
 def _faults(root: Path, tries: int) -> Iterator[tuple[str, str, Counter]]:
     kinds: dict[str, Callable[[str, Path], Counter]] = {
         "killed in a save": lambda name, home: killed(name, home, tries),
         "killed, $TMPDIR elsewhere": lambda name, home: killed(name, home, tries, elsewhere=True),
+        "killed at each call of a save": died, "killed at each call, $TMPDIR elsewhere": lambda name, home: died(name, home, elsewhere=True),
+        "EIO at each write and sync": unwritten, "EIO at each, $TMPDIR elsewhere": lambda name, home: unwritten(name, home, elsewhere=True),
+        "two save into one place": lambda name, home: together(name, home, 3 * tries),
         "a bit flipped": lambda name, home: damaged(name, home, 10 * tries, _flip),
         "cut short": lambda name, home: damaged(name, home, 5 * tries, _cut),
         "file too large for the disk": lambda name, home: failing(name, home, _full),
@@ -77,7 +95,7 @@ def _faults(root: Path, tries: int) -> Iterator[tuple[str, str, Counter]]:
 def killed(name: str, home: Path, tries: int, elsewhere: bool = False) -> Counter:
     """SIGKILL at random moments of a loop of saves; files that are left beside what is kept."""
     draw, ends = random.Random(0), Counter()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if elsewhere else home) as temporary:
+    with _temporary(home, elsewhere) as temporary:
         for number in range(tries):
             folder = home / str(number)
             folder.mkdir()
@@ -91,6 +109,75 @@ def killed(name: str, home: Path, tries: int, elsewhere: bool = False) -> Counte
             shutil.rmtree(folder)
         ends["left"] = sum(path.stat().st_size > 10**6 for path in Path(temporary).rglob("*"))
     return ends
+
+
+def died(name: str, home: Path, elsewhere: bool = False) -> Counter:
+    """SIGKILL before each call of a save that changes or syncs a file, and in the middle of each write, after two saves."""
+    ends, k = Counter(), 1
+    with _temporary(home, elsewhere) as temporary:
+        while _interrupted(killed_at, k, name, home / str(k), Path(temporary), steps=3).killed:
+            ends[_end(name, home / str(k), range(2, 4))] += 1
+            k += 1
+        ends["left"] = len(os.listdir(temporary))
+    return ends
+
+
+def unwritten(name: str, home: Path, elsewhere: bool = False) -> Counter:
+    """An input/output error of each write and sync of a save, one at a time, after one save."""
+    ends = Counter()
+    with _temporary(home, elsewhere) as temporary:
+        for k in count(1):
+            folder = home / str(k)
+            ended = _interrupted(failing_at, k, name, folder, Path(temporary), steps=2)
+            if len(ended.calls) < k:
+                return ends
+            ends[found := _end(name, folder, range(2, 3))] += 1
+            ends.update(told=ended.code != 0, named=str(folder) in ended.said, silent=ended.code == 0 and found != "newest")
+
+
+def _interrupted(way: Callable[..., Ended], k: int, name: str, folder: Path, temporary: Path, steps: int) -> Ended:
+    """How the last of these saves ended, in a process that the harness watches from the end of the last but one on."""
+    folder.mkdir()
+    saver = SAVERS[name]()
+    saver.imports()
+
+    def before() -> None:
+        tempfile.tempdir = str(temporary)
+        for step in range(1, steps):
+            saver.save(folder, state(step, SMALL))
+
+    return way(k, lambda: saver.save(folder, state(steps, SMALL)), folder, temporary, before=before)
+
+
+def together(name: str, home: Path, tries: int) -> Counter:
+    """Two processes save five times each, at the same time and into the same place, as two runs that were given one folder."""
+    ends, fork = Counter(), multiprocessing.get_context("fork")
+    SAVERS[name]().imports()
+    for number in range(tries):
+        (folder := home / str(number)).mkdir()
+        start, lines = fork.Barrier(2), [fork.Pipe(duplex=False) for _ in range(2)]
+        writers = [fork.Process(target=_write, args=(name, folder, writer, start, line)) for writer, (_, line) in enumerate(lines)]
+        for writer in writers:
+            writer.start()
+        for writer, (line, _) in zip(writers, lines):
+            said = line.recv()
+            writer.join()
+            ends.update(told=said != "", named=str(folder) in said)
+        ends[_end(name, folder, range(10, 12))] += 1
+    return ends
+
+
+def _write(name: str, folder: Path, writer: int, start: Barrier, line: Connection) -> None:
+    """Save values that tell the step and the writer; what went wrong is said on the line."""
+    saver = SAVERS[name]()
+    start.wait()
+    try:
+        with saver.turn(folder):
+            for step in range(1, 6):
+                saver.save(folder, state(2 * step + writer, FLOATS // 10) | {"global_step": step})
+        line.send("")
+    except Exception as error:  # of any kind
+        line.send(f"{type(error).__name__}: {error}")
 
 
 def damaged(name: str, home: Path, tries: int, harm: Callable[[bytes, random.Random], bytes]) -> Counter:
@@ -111,7 +198,7 @@ def damaged(name: str, home: Path, tries: int, harm: Callable[[bytes, random.Ran
 
 
 def failing(name: str, home: Path, trouble: Callable) -> Counter:
-    """A save that cannot be done, after one that was: what is gone on from, and `left` = 1 where nobody was told."""
+    """A save that cannot be done, after one that was: what is gone on from, and whether nobody was told."""
     with trouble(home) as begin:
         folder = home / "disk"
         saver, told = SAVERS[name](), False
@@ -122,7 +209,7 @@ def failing(name: str, home: Path, trouble: Callable) -> Counter:
             except (OSError, RuntimeError):
                 told = True
         found = _end(name, folder, range(2, 3))
-    return Counter({found: 1, "left": int(not told and found != "newest")})
+    return Counter({found: 1, "silent": int(not told and found != "newest")})
 
 
 def refusing(name: str, home: Path) -> Counter:
@@ -154,6 +241,10 @@ def _end(name: str, folder: Path, newest: range) -> str:
     except Exception:  # of any kind, as a user would meet it
         return "refused"
     return "newest" if step in newest else "older" if 0 < step < newest.start else "wrong"
+
+
+def _temporary(home: Path, elsewhere: bool) -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if elsewhere else home)
 
 
 def _flip(data: bytes, draw: random.Random) -> bytes:

@@ -16,7 +16,7 @@ EXACT = "mhsa"
 LONG = 1024  # positions; in shorter sequences what is linear in N hides the power
 RECORD = Path(__file__).with_name("measured.csv")  # what `layerzoo bench layers` wrote on the machine that the docs name
 ARENA = Path(__file__).with_name("lra.csv")  # what `layerzoo bench lra` measures, on the machine that the docs name
-FAULTS, DOWNLOADS = (Path(__file__).with_name(f"{name}.csv") for name in ("faults", "downloads"))  # what bench_faults and bench_downloads wrote
+FAULTS, DOWNLOADS, RESUMED = (Path(__file__).with_name(f"{name}.csv") for name in ("faults", "downloads", "resume"))  # what bench_<name> wrote
 PEERS = Path(__file__).with_name("peers.csv")  # what `python -m layerzoo.report.bench_peers` wrote there
 
 

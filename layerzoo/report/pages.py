@@ -14,7 +14,7 @@ from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, Room
 from layerzoo.report.bench_downloads import PULLERS
 from layerzoo.report.bench_faults import ENDS
 from layerzoo.report.catalogue import markdown
-from layerzoo.report.measured import ARENA, DOWNLOADS, EXACT, FAULTS, PEERS, crossover, exponents, read_rows, recorded
+from layerzoo.report.measured import ARENA, DOWNLOADS, EXACT, FAULTS, PEERS, RESUMED, crossover, exponents, read_rows, recorded
 
 _MAPS = ((8, 8), (16, 16), (32, 32))
 
@@ -109,14 +109,23 @@ def faults_page() -> str:
     faults = [{"fault": fault} | {saver: ends[fault, saver] for saver in savers} for fault in dict.fromkeys(row["fault"] for row in found)]
     costs = [{"": f"{what}, {float(size):g} MB"} | {saver: price[saver, size][what] for saver in savers}
              for size in dict.fromkeys(p["MB"] for p in prices) for what in ("save", "load", "bytes")]
-    pulls = [{"the server's fault": row["fault"]} | {name: f"{row[name]}, {row[f'{name} s']} s" for name in PULLERS} for row in read_rows(DOWNLOADS)]
-    return _FAULTS.format(*map(markdown, (faults, costs, pulls)))
+    pulls = [{"the server's fault": row["fault"]} | {name: f"{row[name]}, {row[f'{name} s']} s{_asked(row[f'{name} requests'])}" for name in PULLERS} for row in read_rows(DOWNLOADS)]
+    parts = [{"dies": place, "": part} | {row["saver"]: row[part] for row in again} for place, again in _by_stop().items() for part in [*again[0]][2:]]
+    return _FAULTS.format(*map(markdown, (faults, parts, costs, pulls)))
+
+
+def _by_stop() -> dict[str, list[dict]]:
+    rows = read_rows(RESUMED)
+    return {place: [row for row in rows if row["stopped"] == place] for place in dict.fromkeys(row["stopped"] for row in rows)}
+
+
+def _asked(requests: str) -> str:
+    return f", {requests} request{'s' * (requests != '1')}"
 
 
 def _ends(row: dict[str, str]) -> str:
     counts = [f"{row[end]} {end}" for end in ENDS if row[end] != "0"]
-    left = row["left"] != "0" and (f"{row['left']} files left in $TMPDIR" if row["fault"].startswith("killed") else "nobody was told")
-    return ", ".join([*counts, *([left] if left else [])])
+    return "; ".join(filter(None, [", ".join(counts), row["note"]]))
 
 
 _EFFICIENT = """---
@@ -147,17 +156,31 @@ look for another file. `wrong` means values that nobody ever saved, without a wo
 
 {0}
 
-Kills come at random moments of a loop of saves of 12 MB. `$TMPDIR` elsewhere is on another file system than the checkpoints, as is usual on clusters. A flipped bit is one
+Kills come at random moments of a loop of saves of 12 MB, or, one try each, before every system call of a save of 16 kB that changes or syncs a file, and in the middle of every
+write, whichever library makes it; what is left is read in another process. `EIO` is the input/output error of a disk that fails, of one write or sync at a time. Two that save into
+one place do so five times each, at the same time; in layerzoo a run keeps its folder to itself, and the second is refused. `$TMPDIR` elsewhere is on another file system than the checkpoints, as is usual on clusters. A flipped bit is one
 of all in the files of the newest save; weights and moments are compared. Nobody checks what `torch.load` reads: a flipped bit in a weight becomes that weight.
+
+## What comes back
+
+A training of three epochs of eight steps, with drop path and shuffled samples, dies in the step after a save and is begun again as the documentation of each has it: the same command of
+layerzoo, `Trainer.fit(ckpt_path=...)` with ModelCheckpoint, timm's `resume_checkpoint`, the loop of PyTorch's tutorial. Its next step is compared, bit for bit, with that of a training that
+never died: weights, moments of the optimiser, randomness (the state of the generator), the samples of the batch; and `end`, the weights after the last step.
+
+{1}
+
+Weights and moments, all bring back. layerzoo derives order and randomness from seed, epoch and step; for the others, who wants them back has to save and restore them himself.
 
 ## Their cost
 
 Over `torch.save`, medians of alternating saves in one run, one thread, one disk. layerzoo hashes all bytes and waits until they are on the disk, and reads them twice when it loads, once to
 verify; the others do neither. It keeps two saves, as Lightning and timm do here; `torch.save` keeps one. timm has the size of what it loads from the running model.
 
-{1}
+{2}
 
-**Where others are equal or better.** Under kills and on full disks timm loses no save either. Lightning loses none where its temporary files lie beside the checkpoints. Nobody ran the code in
+**Where others are equal or better.** Under kills at random and on full disks timm loses no save either; a kill at one call, after `last.pth.tar` is deleted and before the new one has its
+name, leaves it without that name, though not without numbered files. Lightning loses none where its temporary files lie beside the checkpoints. Of a disk that fails, everybody told, and
+Lightning and timm kept the save before, as layerzoo does. Two at once, without a lock, come to a whole save of one of them most times; of Lightning, always. Nobody ran the code in
 a checkpoint, with `weights_only=True`, and nobody was silent about a file system that is read-only (a folder without the right to write, which root does not meet, was not tried).
 `torch.save` needs no room to write over a file of the same size. Small saves take about three times as long in layerzoo, loads nearly twice, and two saves
 take twice the room of `torch.save`'s one. A large save takes about as long as `torch.save`'s, which does not wait for the disk.
@@ -165,13 +188,16 @@ take twice the room of `torch.save`'s one. A large save takes about as long as `
 ## Downloads
 
 One file of weights from a server on the same machine, by `layerzoo.hub.pull` of a folder and `hf_hub_download`. A try ends `right`, `refused`, `wrong`, or `waits` longer than a minute and a half.
+Requests are those for the weights. Eight at once are eight processes with one cache, and a server that takes two seconds.
 
-{2}
+{3}
 
 `huggingface_hub` compares sizes, not hashes, and waits as long as something comes, be it a byte a second. layerzoo knows the hash of every file from the manifest and gives up
-at 10 kB/s. A cut connection, both take up again: the hub where it was cut, layerzoo from the start of the file.
+at 10 kB/s. A cut connection, both take up again: the hub where it was cut, layerzoo from the start of the file. Eight at once,
+both serve with one request, and both are right where nothing can be locked, with eight.
 
-Measured again by `python -m layerzoo.report.bench_faults --out faults.csv` (as root, for the small disks) and `python -m layerzoo.report.bench_downloads --out downloads.csv`.
+Measured again by `python -m layerzoo.report.bench_faults --out faults.csv` (as root, for the small disks, on Linux on x86-64), `python -m layerzoo.report.bench_resume --out resume.csv` and
+`python -m layerzoo.report.bench_downloads --out downloads.csv`.
 """
 
 _WHERE = """## Where nothing wins

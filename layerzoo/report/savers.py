@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +41,28 @@ class Found:
     path: Path
 
 
-class Ours:
+class Saver:
+    """What all have in common."""
+
+    def turn(self, folder: Path) -> AbstractContextManager:
+        """What keeps others out of the folder, if anything does."""
+        return nullcontext()
+
+    def imports(self) -> None:
+        """Save once, so that a fork has all that it imports."""
+        with tempfile.TemporaryDirectory() as folder:
+            type(self)().save(Path(folder), state(1, 10))
+
+
+class Ours(Saver):
     """`layerzoo.train.saving`: the newest folder that is whole; two are kept."""
 
     name = "layerzoo"
+
+    def turn(self, folder: Path) -> AbstractContextManager:
+        from layerzoo.train.folder import locked
+
+        return locked(folder)
 
     def save(self, folder: Path, kept: dict) -> None:
         from layerzoo.checkpoint import vanish
@@ -63,7 +83,7 @@ class Ours:
         return Found(step_of(read(path)), path)
 
 
-class Torch:
+class Torch(Saver):
     """`torch.save` to one path, `torch.load(weights_only=True)`."""
 
     name = "torch.save"
@@ -75,7 +95,7 @@ class Torch:
         return Found(step_of(torch.load(folder / "last.pt", weights_only=True)), folder / "last.pt")
 
 
-class Lightning:
+class Lightning(Saver):
     """The files of Lightning's ModelCheckpoint(save_top_k=2), through its own TorchCheckpointIO; the newest is resumed from."""
 
     name = "Lightning"
@@ -98,7 +118,7 @@ class Lightning:
         return sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
 
 
-class Timm:
+class Timm(Saver):
     """timm's CheckpointSaver(max_history=2); `last.pth.tar` is resumed from."""
 
     name = "timm"

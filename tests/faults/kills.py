@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from inject import dies_at
 from server import serve
 
 from layerzoo import hub
 from layerzoo.checkpoint import save_checkpoint, verify_checkpoint
 from layerzoo.models import create_model
+from layerzoo.report.calls import killed_at
 
 OPTIONS = {"classes": [*"abcdefghij"], "mean": [0.5] * 3, "std": [0.25] * 3, "metrics": {}}
 
@@ -42,7 +42,7 @@ def save(work: Path, models: list, overwrite: bool) -> dict:
         folder.parent.mkdir()
         if overwrite:
             shutil.copytree(work / "made" / "0", folder)
-        died = dies_at(k, partial(save_checkpoint, folder, models[1], **OPTIONS, overwrite=overwrite))
+        died = killed_at(k, partial(save_checkpoint, folder, models[1], **OPTIONS, overwrite=overwrite), work).killed
         end = old_or_new(folder, old if overwrite else None, new)
         assert died or end == "new"
         ends[end] = ends.get(end, 0) + 1
@@ -60,7 +60,7 @@ def publish(work: Path, models: list) -> dict:
         k += 1
         root = work / f"root{k}"
         hub.publish(source, "first", root)
-        died = dies_at(k, partial(hub.publish, source, "second", root))
+        died = killed_at(k, partial(hub.publish, source, "second", root), work).killed
         names = sorted(hub._read_index(root))
         assert names in (["first"], ["first", "second"])
         for name in names:
@@ -79,7 +79,7 @@ def pull(work: Path, models: list) -> dict:
         while died:
             k += 1
             os.environ["LAYERZOO_CACHE"] = str(work / f"cache{k}")
-            died = dies_at(k, partial(hub.pull, server.url))
+            died = killed_at(k, partial(hub.pull, server.url), work).killed
             found = [path for path in (work / f"cache{k}").glob("checkpoints/*") if not path.name.startswith(".")]
             for path in found:
                 verify_checkpoint(path)

@@ -14,6 +14,7 @@ from forge import OPTIONS
 import layerzoo as lz
 from layerzoo.checkpoint import FILES, MANIFEST, load_checkpoint, save_checkpoint, verify_checkpoint
 from layerzoo.errors import DataRefused
+from layerzoo.report import calls
 
 HERE = Path(__file__).parent
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
     return save_checkpoint(tmp_path_factory.mktemp("f") / "a", model, **OPTIONS)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.skipif(not calls.POSSIBLE, reason="the kernel is not asked")
 def test_a_death_at_any_call_leaves_the_old_or_the_new_one(tmp_path):
     root = str(HERE.parents[1])
     env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}

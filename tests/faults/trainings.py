@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from inject import dies_at
 
 from layerzoo.checkpoint import sweep, vanish
+from layerzoo.report.calls import killed_at
 from layerzoo.train.saving import newest_whole, place, read, write
 
 
@@ -46,7 +46,7 @@ def die_everywhere(work: Path, name: str, before: list[int], action, allowed: tu
         folder.parent.mkdir()
         for step in before:
             save(folder, step)
-        died = dies_at(k, partial(action, folder))
+        died = killed_at(k, partial(action, folder), work).killed
         sweep(folder)
         step = whole_step(folder)
         assert step in allowed, (name, k, step)
