@@ -34,7 +34,7 @@ class WorkerLost(RuntimeError):
 
 def bad_value(what: str, *, got: object, expected: str, do: str, kind: type[Refusal] = Refusal) -> Refusal:
     """A refusal in the one form the library uses. Names in it may be a stranger's: what no terminal should act on is escaped."""
-    return kind("".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{what}: got {got}, expected {expected}. {do}"))
+    return kind("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in f"{what}: got {got}, expected {expected}. {do}"))
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:

@@ -33,5 +33,5 @@ def test_a_name_that_is_no_string_is_refused_too():
 
 
 def test_what_a_terminal_would_act_on_is_escaped():
-    error = bad_value("x/\x1b[2J\u202e\udcff\n", got="é", expected="a\tb", do="Do.")
-    assert str(error) == r"x/\x1b[2J\u202e\udcff\n: got é, expected a\tb. Do."
+    error = bad_value("x/\x1b[2J\u202e\udcff", got="é\n", expected="a\tb", do="Do.")
+    assert str(error) == r"x/\x1b[2J\u202e\udcff: got é" + "\n" + r", expected a\tb. Do."
