@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def list_layers(family: str | None = None, causal: bool | None = None, needs_grid: bool | None = None) -> list[str]:
-    """Names of layers, sorted; each argument that is given must match the card.
+    """Names of layers, sorted; each argument that is given must match the card. Layers that are causal "always" are causal, without an option.
 
     Raises:
         ValueError: for an unknown family.
@@ -23,8 +23,8 @@ def list_layers(family: str | None = None, causal: bool | None = None, needs_gri
     families = sorted({c.family for c in cards})
     if family is not None and family not in families:
         raise bad_value("family", got=repr(family), expected=f"one of {', '.join(families)}", do="Leave it out to list every layer.")
-    wanted = {"family": family, "causal": causal, "needs_grid": needs_grid}
-    return [c.name for c in cards if all(v is None or getattr(c, k) == v for k, v in wanted.items())]
+    asked = ((family, lambda c: c.family), (causal, lambda c: bool(c.causal)), (needs_grid, lambda c: c.needs_grid))
+    return [c.name for c in cards if all(value is None or of(c) == value for value, of in asked)]
 
 
 def layer_card(name: str) -> Card:

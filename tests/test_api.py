@@ -16,6 +16,7 @@ def test_layers_are_listed_sorted_and_by_what_their_cards_say():
     for key in ("causal", "needs_grid"):
         yes, no = (lz.list_layers(**{key: value}) for value in (True, False))
         assert sorted(yes + no) == names and all(getattr(lz.layer_card(n), key) for n in yes)
+    assert "identity" in lz.list_layers(causal=True) and lz.layer_card("identity").causal == "always"
     assert {"mhsa", "differential_attention"} <= set(lz.list_layers(family="attention", causal=True, needs_grid=False))
 
 
