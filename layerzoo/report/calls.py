@@ -17,12 +17,13 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-POSSIBLE = sys.platform == "linux" and platform.machine() == "x86_64"
 PATIENCE = 60  # seconds without a call
 _AT = -100  # in place of a folder's handle: the current folder
 _WRITES = ("write", "pwrite64", "writev", "sendfile")  # that are done by halves
@@ -36,6 +37,17 @@ _CALLS = {  # numbers on x86-64, and which arguments are a folder's handle and a
 _NOTICE, _ANSWER = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI")
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _SECCOMP, _PIDFD_GETFD, _NO_NEW_PRIVILEGES = 317, 438, 38
+
+
+@cache
+def is_possible() -> bool:
+    """Whether this kernel lets a process be watched so, which containers may forbid: one is killed in the middle of a write."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    with tempfile.TemporaryDirectory() as root, suppress(OSError):
+        path = Path(root, "a")
+        return killed_at(3, lambda: path.write_bytes(b"1234"), path.parent).killed and path.read_bytes() == b"12"
+    return False
 
 
 @dataclass
@@ -87,7 +99,12 @@ def _run(k: int, action: Callable, roots: tuple[Path, ...], before: Callable, er
         said, handles, *_ = socket.recv_fds(ours, 2**15, 1)
         made: list[tuple[str, Path]] = []
         if handles:
-            _watch(handles[0], child, k, made, tuple(f"{root.resolve()}/" for root in roots), error)
+            try:
+                _watch(handles[0], child, k, made, tuple(f"{root.resolve()}/" for root in roots), error)
+            except OSError:  # the kernel does not lend what the process has open
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                raise
             if not select.select([ours], [], [], PATIENCE)[0]:  # it neither ends nor says anything
                 os.kill(child, signal.SIGKILL)
             with suppress(ConnectionResetError):
@@ -193,7 +210,11 @@ def _half(thread: int, child: int, call: int, given: list[int]) -> None:
 
 
 def _borrowed(process: int, handle: int) -> int:
-    return ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, ctypes.c_int(handle), 0)
+    lent = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, ctypes.c_int(handle), 0)
+    if lent < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "pidfd_getfd")
+    return lent
 
 
 def _read(thread: int, start: int, size: int) -> bytes:
