@@ -106,3 +106,10 @@ def test_a_kernel_that_cannot_be_asked(tmp_path, monkeypatch):
     with pytest.raises(ChildProcessError, match="Function not implemented: 'seccomp'$"):
         _ = killed_at(1, lambda: replace(tmp_path / "a"), tmp_path).killed
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_kernel_that_lends_no_handles(tmp_path, monkeypatch):
+    monkeypatch.setattr(calls, "_PIDFD_GETFD", 99999)
+    with pytest.raises(OSError, match="'pidfd_getfd'"):
+        killed_at(3, lambda: (tmp_path / "a").write_bytes(b"1234"), tmp_path)
+    assert not calls.is_possible.__wrapped__()
