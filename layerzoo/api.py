@@ -23,8 +23,8 @@ def list_layers(family: str | None = None, causal: bool | None = None, needs_gri
     families = sorted({c.family for c in cards})
     if family is not None and family not in families:
         raise bad_value("family", got=repr(family), expected=f"one of {', '.join(families)}", do="Leave it out to list every layer.")
-    asked = ((family, lambda c: c.family), (causal, lambda c: bool(c.causal)), (needs_grid, lambda c: c.needs_grid))
-    return [c.name for c in cards if all(value is None or of(c) == value for value, of in asked)]
+    wanted = {k: v for k, v in {"family": family, "causal": causal, "needs_grid": needs_grid}.items() if v is not None}
+    return [c.name for c in cards if wanted.items() <= {"family": c.family, "causal": bool(c.causal), "needs_grid": c.needs_grid}.items()]
 
 
 def layer_card(name: str) -> Card:

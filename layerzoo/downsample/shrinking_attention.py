@@ -10,6 +10,7 @@ from layerzoo.ffn.mlp import MLP
 from layerzoo.layers.base import as_map, check_grid, map_to_tokens
 from layerzoo.ops.attention import attend
 from layerzoo.ops.norms import create_norm
+from layerzoo.ops.offsets import offsets
 from layerzoo.ops.relative_logits import pair_scores, resize_offsets
 from layerzoo.ops.token_maps import check_count
 
@@ -81,8 +82,7 @@ class ShrinkingAttention(Downsample):
         asking, grid = x[..., ::2, ::2], x.shape[2:]
         q, kv = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (self.query(map_to_tokens(asking)), self.key_value(map_to_tokens(x))))
         k, v = kv.split(self.widths, 3)
-        places = (torch.arange(side, device=x.device) for side in grid)
-        distances = ((place[::2, None] - place).abs() for place in places)  # (ceil(side / 2), side)
+        distances = (offsets(side, x.device)[::2].abs() for side in grid)  # (ceil(side / 2), side)
         y = attend(q, k, v, bias=pair_scores(resize_offsets(self.table, grid), *distances))
         y = self.norm(as_map(self.proj(F.hardswish(y.transpose(1, 2).flatten(2))), asking.shape[2:]))
         return y + self.ffn_norm(self.ffn(y))

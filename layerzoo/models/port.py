@@ -120,9 +120,8 @@ def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights without biases that a batch norm takes away again, without norms that biases are for, and with the mean of two maps."""
     weights = _folded_levit(dict(weights))
     for name in list(weights):
-        if found := re.fullmatch(r"(.*\.conv_(?:kxk|proj|fusion)\.)conv\.weight", name):
-            scale, weights[f"{found[1]}bias"] = _scale_and_shift(weights, f"{found[1]}bn")
-            weights[f"{found[1]}weight"] = weights.pop(name) * scale.view(-1, 1, 1, 1)
+        if found := re.fullmatch(r"(.*\.conv_(?:kxk|proj|fusion))\.conv\.weight", name):
+            _fold(weights, f"{found[1]}.conv", f"{found[1]}.bn")
         mean = re.sub(r"conv(\d?)\.bias$", r"norm\1.running_mean", name)
         if mean != name and mean in weights:
             weights[mean] = weights[mean] - weights.pop(name)
@@ -138,12 +137,11 @@ def _folded_levit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     Both heads normalise the same features, but each its own way: what is left is the first one's statistics, and all else goes into the maps.
     """
     for name in [n for n in weights if n.endswith(".linear.weight") and not n.startswith(("stem.", "head"))]:
-        owner, weight = name.removesuffix(".linear.weight"), weights[name]
+        owner = name.removesuffix(".linear.weight")
         if owner.endswith((".proj.ln", ".ln2")):
-            weights[f"{owner}.linear.bias"] = torch.zeros_like(weight[:, 0]).flatten()
+            weights[f"{owner}.linear.bias"] = torch.zeros_like(weights[name][:, 0]).flatten()
         else:
-            scale, weights[f"{owner}.linear.bias"] = _scale_and_shift(weights, f"{owner}.bn")
-            weights[name] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+            _fold(weights, f"{owner}.linear", f"{owner}.bn")
     if "head.bn.weight" in weights:
         kept = {last: weights[f"head.bn.{last}"] for last in ("running_mean", "running_var", "num_batches_tracked")}
         mean, spread = kept["running_mean"].double(), (kept["running_var"].double() + _EPS).sqrt()
@@ -154,6 +152,13 @@ def _folded_levit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         kept |= {"weight": torch.ones_like(mean), "bias": torch.zeros_like(mean)}
         weights |= {f"head.bn.{last}": value for last, value in kept.items()}
     return weights
+
+
+def _fold(weights: dict[str, Tensor], linear: str, norm: str) -> None:
+    """Take the batch norm `norm` into the linear map or convolution `linear` before it, which gets a bias."""
+    scale, weights[f"{linear}.bias"] = _scale_and_shift(weights, norm)
+    weight = weights[f"{linear}.weight"]
+    weights[f"{linear}.weight"] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _scale_and_shift(weights: dict[str, Tensor], norm: str) -> tuple[Tensor, Tensor]:
@@ -248,7 +253,7 @@ _LEVIT: _Rules = [
 ]
 _MOBILEVIT: _Rules = [
     (r"^stages\.(\d)\.", r"stages.\1.blocks."), (r"^stem\.bn\.", "stem.norm."), (r"^final_conv\.conv\.", "norm.0."),
-    (r"^final_conv\.bn\.", "norm.1."),
+    (r"^final_conv\.bn\.", "norm.1."), (r"\.conv_(kxk|proj|fusion)\.conv\.", r".conv_\1."),
     (r"\.conv(\d)_\w+\.(conv|bn)\.", lambda found: f".branch.{2 * int(found[1]) - 2}.{('conv', 'bn').index(found[2])}."),
     (r"\.conv_kxk\.", ".layer.local."), (r"\.transformer\.", ".layer.transformers."), (r"(blocks\.\d)\.norm\.", r"\1.layer.norm."), (r"\.mlp\.", "."),
 ]

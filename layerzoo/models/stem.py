@@ -12,6 +12,8 @@ from layerzoo.errors import bad_value, unknown_name
 from layerzoo.layers.base import check_choice
 from layerzoo.ops.norms import create_norm
 
+_ACTS = {"gelu": nn.GELU, "relu": nn.ReLU, "hardswish": nn.Hardswish, "silu": nn.SiLU}
+
 
 class Patchify(nn.Module):
     """Patches, linearly embedded (ViT, arXiv 2010.11929); sides that do not divide are padded with zeros.
@@ -55,13 +57,12 @@ class OverlapConv(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, *, stride: int = 4, act: str = "gelu", act_last: bool = True, proj: bool = True):
         super().__init__()
-        kinds = {"gelu": nn.GELU, "relu": nn.ReLU, "hardswish": nn.Hardswish}
-        check_choice("act", act, tuple(kinds))
+        check_choice("act", act, ("gelu", "relu", "hardswish"))
         self.stride = stride
         steps = max(1, int(math.log2(stride)))
         dims = [in_chans, *(max(dim // 2 ** (steps - 1 - i), 8) for i in range(steps - 1)), dim]
         self.convs = nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), kinds[act]()) for a, b in zip(dims, dims[1:])))
+            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), _ACTS[act]()) for a, b in zip(dims, dims[1:])))
         if not act_last:
             self.convs[-1][-1] = nn.Identity()
         self.proj = nn.Conv2d(dim, dim, 3, 1, 1) if proj else nn.Identity()
@@ -102,7 +103,7 @@ class ConvNormAct(nn.Module):
         self.stride = stride * (2 if pool else 1)
         self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(dim)
-        self.act = nn.ReLU() if act == "relu" else nn.SiLU()
+        self.act = _ACTS[act]()
         self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

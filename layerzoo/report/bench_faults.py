@@ -114,6 +114,7 @@ def killed(name: str, home: Path, tries: int, elsewhere: bool = False) -> Counte
 def died(name: str, home: Path, elsewhere: bool = False) -> Counter:
     """SIGKILL before each call of a save that changes or syncs a file, and in the middle of each write, after two saves."""
     ends, k = Counter(), 1
+    SAVERS[name]().imports()
     with _temporary(home, elsewhere) as temporary:
         while _interrupted(killed_at, k, name, home / str(k), Path(temporary), steps=3).killed:
             ends[_end(name, home / str(k), range(2, 4))] += 1
@@ -125,6 +126,7 @@ def died(name: str, home: Path, elsewhere: bool = False) -> Counter:
 def unwritten(name: str, home: Path, elsewhere: bool = False) -> Counter:
     """An input/output error of each write and sync of a save, one at a time, after one save."""
     ends = Counter()
+    SAVERS[name]().imports()
     with _temporary(home, elsewhere) as temporary:
         for k in count(1):
             folder = home / str(k)
@@ -139,7 +141,6 @@ def _interrupted(way: Callable[..., Ended], k: int, name: str, folder: Path, tem
     """How the last of these saves ended, in a process that the harness watches from the end of the last but one on."""
     folder.mkdir()
     saver = SAVERS[name]()
-    saver.imports()
 
     def before() -> None:
         tempfile.tempdir = str(temporary)

@@ -19,7 +19,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,8 +95,10 @@ def _run(k: int, action: Callable, roots: tuple[Path, ...], before: Callable, er
     if child == 0:
         _act(action, before, theirs)
     theirs.close()
-    with ours:
+    with ours, ExitStack() as held:
         said, handles, *_ = socket.recv_fds(ours, 2**15, 1)
+        for handle in handles:
+            held.callback(os.close, handle)
         made: list[tuple[str, Path]] = []
         if handles:
             try:
@@ -110,8 +112,6 @@ def _run(k: int, action: Callable, roots: tuple[Path, ...], before: Callable, er
             with suppress(ConnectionResetError):
                 said = ours.recv(2**15)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        for handle in handles:
-            os.close(handle)
     return Ended(made, code, said.decode())
 
 
@@ -138,13 +138,8 @@ def _listen() -> int:
     steps += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x7FC00000)]  # let it pass; ask
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
-    kernel = ctypes.CDLL(None, use_errno=True)
-    kernel.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    listener = kernel.syscall(_SECCOMP, 1, 8, program)
-    if listener < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "seccomp")
-    return listener
+    _kernel().prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    return _handle("seccomp", _SECCOMP, 1, 8, program)
 
 
 def _watch(listener: int, child: int, k: int, made: list, roots: tuple[str, ...], error: int | None) -> None:
@@ -210,11 +205,20 @@ def _half(thread: int, child: int, call: int, given: list[int]) -> None:
 
 
 def _borrowed(process: int, handle: int) -> int:
-    lent = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, ctypes.c_int(handle), 0)
-    if lent < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "pidfd_getfd")
-    return lent
+    return _handle("pidfd_getfd", _PIDFD_GETFD, process, ctypes.c_int(handle), 0)
+
+
+def _handle(name: str, number: int, *given: object) -> int:
+    """What a system call gives that Python has no function for."""
+    handle = _kernel().syscall(number, *given)
+    if handle < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), name)
+    return handle
+
+
+def _kernel() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _read(thread: int, start: int, size: int) -> bytes:

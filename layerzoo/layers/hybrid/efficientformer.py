@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from layerzoo.card import Card
 from layerzoo.layers.base import TokenLayer, check_choice, check_grid, check_heads
 from layerzoo.ops.attention import attend
+from layerzoo.ops.offsets import offsets
 from layerzoo.ops.relative_logits import pair_scores, resize_offsets
 from layerzoo.ops.token_maps import check_count, convolve
 
@@ -87,5 +88,4 @@ class EfficientFormer(TokenLayer):
 
     def bias(self, grid: tuple[int, int]) -> Tensor:
         """T at the distance of each two places of a map of `grid`, (h, N, N)."""
-        places = (torch.arange(side, device=self.table.device) for side in grid)
-        return pair_scores(resize_offsets(self.table, grid), *((p[:, None] - p).abs() for p in places))
+        return pair_scores(resize_offsets(self.table, grid), *(offsets(side, self.table.device).abs() for side in grid))

@@ -8,6 +8,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import TokenLayer, check_grid, check_heads
 from layerzoo.ops.attention import attend
+from layerzoo.ops.offsets import offsets
 from layerzoo.ops.relative_logits import pair_scores, resize_offsets
 
 
@@ -65,12 +66,6 @@ class LeViTAttention(TokenLayer):
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2).split(self.widths, 3)
-        distances = (_distances(side, tokens.device) for side in grid)
+        distances = (offsets(side, tokens.device).abs() for side in grid)
         y = attend(q, k, v, mask, pair_scores(resize_offsets(self.table, grid), *distances))
         return self.proj(F.hardswish(y.transpose(1, 2).flatten(2)))
-
-
-def _distances(side: int, device: torch.device) -> Tensor:
-    """(side, side): |i - j|."""
-    place = torch.arange(side, device=device)
-    return (place[:, None] - place).abs()
