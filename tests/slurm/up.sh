@@ -17,6 +17,7 @@ cat >"$dir/slurm.conf" <<CONF
 ClusterName=zoo
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$port
+FirstJobId=$port
 SlurmUser=$me
 SlurmdUser=$me
 AuthType=auth/munge
@@ -48,6 +49,7 @@ NodeName=n2 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 2)) CP
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=REQUEUE GraceTime=10
 PartitionName=high Nodes=n1,n2 Default=NO MaxTime=INFINITE PriorityTier=100 PreemptMode=OFF
 CONF
+# FirstJobId: Lightning derives a job's port from its last four digits, and two SLURMs on one machine would give theirs the same
 # cred_expire: a job that is queued again waits as long as a credential lives, two minutes if nothing is said
 
 export SLURM_CONF=$dir/slurm.conf
