@@ -20,7 +20,7 @@ def build(name, size):
 
 
 def test_all_kinds_are_here():
-    assert POSITIONS.names() == ["conditional", "learned", "learned_offsets", "none", "quadratic", "relative_bias", "rope2d", "sincos2d"]
+    assert POSITIONS.names() == ["conditional", "fourier2d", "learned", "learned_offsets", "none", "quadratic", "relative_bias", "rope2d", "sincos2d"]
 
 
 @pytest.mark.parametrize("size", ["tiny", "base", "odd"])
@@ -52,6 +52,22 @@ def test_sincos2d_is_the_formula():
             w = [1.0, 10000 ** -0.5]
             expected = [f(p * k) for p, f in ((row, math.sin), (row, math.cos), (col, math.sin), (col, math.cos)) for k in w]
             assert torch.allclose(e[:, row, col], torch.tensor(expected, dtype=torch.double), atol=1e-12)
+
+
+def test_fourier2d_is_the_formula():
+    position = POSITIONS.create("fourier2d", 5, num_waves=4, temperature=100.0).double()
+    e = position(torch.zeros(1, 5, 3, 4, dtype=torch.double))[0]
+    for row in range(3):
+        for col in range(4):
+            angles = [2 * math.pi * (place + 1) / side * w for place, side in ((row, 3), (col, 4)) for w in (1, 0.1)]
+            waves = torch.tensor([f(angle) for angle in angles for f in (math.sin, math.cos)], dtype=torch.double)
+            assert torch.allclose(e[:, row, col], position.proj.weight[:, :, 0, 0] @ waves + position.proj.bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_waves", [0, 3])
+def test_waves_come_in_pairs(num_waves):
+    with pytest.raises(ValueError, match=f"num_waves: got {num_waves}, expected an even number, at least 2. The paper's code has 32."):
+        POSITIONS.create("fourier2d", 8, num_waves=num_waves)
 
 
 def test_rotary_scores_depend_on_offsets_alone():

@@ -65,23 +65,26 @@ class ClassPool(nn.Module):
 
     Args:
         dim: channels C of the map (B, C, H, W); the token (B, C) is what is returned.
+        kind: "cait", or "xcit" for blocks as the code of XCiT (arXiv 2106.09681) has them; see XCiTClassBlock.
         depth: blocks; 2, the paper's.
         num_heads: of the attention; None = one head per 32 channels.
         mlp_ratio: hidden channels of the MLP over C.
         layer_scale: initial scale of what is added.
     Raises:
-        ValueError: for num_heads that do not divide dim, and an mlp_ratio that leaves no hidden channel.
+        ValueError: for another kind, num_heads that do not divide dim, and an mlp_ratio that leaves no hidden channel.
     """
 
-    def __init__(self, dim: int, *, depth: int = 2, num_heads: int | None = None, mlp_ratio: float = 4.0, layer_scale: float = 1e-5):
+    def __init__(self, dim: int, *, kind: str = "cait", depth: int = 2, num_heads: int | None = None, mlp_ratio: float = 4.0, layer_scale: float = 1e-5):
         super().__init__()
+        kinds = {"cait": ClassBlock, "xcit": XCiTClassBlock}
+        check_choice("kind", kind, tuple(kinds))
         self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))
-        self.blocks = nn.ModuleList(ClassBlock(dim, check_heads(dim, num_heads), mlp_ratio, layer_scale) for _ in range(depth))
+        self.blocks = nn.ModuleList(kinds[kind](dim, check_heads(dim, num_heads), mlp_ratio, layer_scale) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         places, token = map_to_tokens(x), self.token.to(x.dtype).expand(len(x), -1)
         for block in self.blocks:
-            token = block(token, places)
+            token, places = block(token, places)
         return token
 
 
@@ -100,7 +103,24 @@ class ClassBlock(nn.Module):
         self.ffn = MLP(dim, mlp_ratio=mlp_ratio)
         self.scale, self.ffn_scale = (nn.Parameter(torch.full((dim,), float(layer_scale))) for _ in range(2))
 
-    def forward(self, token: Tensor, places: Tensor) -> Tensor:
+    def forward(self, token: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        token, _ = self.attend(token, places)
+        return token + self.added(self.ffn_norm(token)), places
+
+    def attend(self, token: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The token with what it sees, and the places normalised."""
         seen = self.norm(torch.cat([token.unsqueeze(1), places], 1))
-        token = token + self.scale * self.proj(ask(self.q(seen[:, 0]), seen, self.k, self.v, self.num_heads))
-        return token + self.ffn_scale * self.ffn(self.ffn_norm(token).unsqueeze(1)).squeeze(1)
+        return token + self.scale * self.proj(ask(self.q(seen[:, 0]), seen, self.k, self.v, self.num_heads)), seen[:, 1:]
+
+    def added(self, normed: Tensor) -> Tensor:
+        """What the MLP adds to a token (B, C)."""
+        return self.ffn_scale * self.ffn(normed.unsqueeze(1)).squeeze(1)
+
+
+class XCiTClassBlock(ClassBlock):
+    """One block of XCiT's code, where the normalised token is what the MLP adds to, and places change: 2 (x + scale norm(x))."""
+
+    def forward(self, token: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        token, normed_places = self.attend(token, places)
+        token = self.ffn_norm(token)
+        return token + self.added(token), 2 * (places + self.scale * normed_places)

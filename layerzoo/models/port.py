@@ -100,12 +100,10 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
                 weights[f"{stem}.qkv.{part}"] = torch.cat([t.flatten(0, 2) for t in by_head])
         elif last == "attention_bias_idxs" or name.endswith((".proj_l.bias", "attn.k.bias")):  # biases that a softmax takes away
             del weights[name]
-    if "cls_token" in weights:
-        token, places = weights.pop("cls_token"), weights.pop("pos_embed")
-        if "blocks_token_only.0.norm1.weight" in weights:  # of CaiT, whose class token has no place
-            weights["head.class_pool.token"] = token.flatten()
-        else:
-            weights["prefix"], places = token + places[:, :1], places[:, 1:]
+    if "pos_embed" in weights:
+        places = weights.pop("pos_embed")
+        if "blocks_token_only.0.norm1.weight" not in weights:  # CaiT's class token has no place
+            weights["prefix"], places = weights.pop("cls_token") + places[:, :1], places[:, 1:]
         rows = size[0] // weights["patch_embed.proj.weight"].shape[2]
         weights["position.table"] = places.transpose(1, 2).unflatten(2, (rows, -1))
     return weights
@@ -202,12 +200,23 @@ _RESNET: _Rules = [
     (r"\.bn(\d)\.", lambda found: f".branch.{2 * int(found[1]) - 2}.1."),
 ]
 _VIT: _Rules = [*_BLOCK, (r"^blocks\.(\d+)\.layer\.", r"blocks.\1.layer.layer."), (r"^blocks\.", "stages.")]
+_CLASS_POOL: _Rules = [
+    (r"^cls_token$", "head.class_pool.token"), (r"^(?:blocks_token_only|cls_attn_blocks)\.(\d+)\.(attn\.)?", r"head.class_pool.blocks.\1."),
+    (r"^(head\.class_pool\..*)\.norm1\.", r"\1.norm."), (r"^(head\.class_pool\..*)\.norm2\.", r"\1.ffn_norm."),
+    (r"^(head\.class_pool\..*)\.gamma_?1$", r"\1.scale"), (r"^(head\.class_pool\..*)\.gamma_?2$", r"\1.ffn_scale"),
+    (r"^norm\.", "head.pooled_norm."),
+]
 _CAIT: _Rules = [
-    (r"^blocks_token_only\.(\d+)\.(attn\.)?", r"head.class_pool.blocks.\1."), (r"^(head\.class_pool\..*)\.norm1\.", r"\1.norm."),
-    (r"^(head\.class_pool\..*)\.norm2\.", r"\1.ffn_norm."), (r"^(head\.class_pool\..*)\.gamma_1$", r"\1.scale"),
-    (r"^(head\.class_pool\..*)\.gamma_2$", r"\1.ffn_scale"), (r"\.gamma_1$", ".layer_branch.0.scale"), (r"\.gamma_2$", ".ffn_branch.0.scale"),
-    (r"\.proj_l\.weight$", ".talk_scores"), (r"\.proj_w\.weight$", ".talk_weights"), (r"\.proj_w\.bias$", ".talk_bias"),
-    (r"^norm\.", "head.pooled_norm."), *_BLOCK, (r"^blocks\.", "stages."),
+    *_CLASS_POOL, (r"\.gamma_1$", ".layer_branch.0.scale"), (r"\.gamma_2$", ".ffn_branch.0.scale"), (r"\.proj_l\.weight$", ".talk_scores"),
+    (r"\.proj_w\.weight$", ".talk_weights"), (r"\.proj_w\.bias$", ".talk_bias"), *_BLOCK, (r"^blocks\.", "stages."),
+]
+_XCIT: _Rules = [
+    *_CLASS_POOL, (r"^pos_embed\.token_projection\.", "position.proj."),
+    (r"^patch_embed\.proj\.(\d)\.", lambda found: f"stem.convs.{int(found[1]) // 2}."),
+    (r"^blocks\.(\d+)\.(?=norm1|gamma1|attn)", lambda found: f"stages.{2 * int(found[1])}."),
+    (r"^blocks\.(\d+)\.", lambda found: f"stages.{2 * int(found[1]) + 1}."),
+    (r"\.norm[13]\.", ".norm."), (r"\.norm2\.", ".ffn_norm."), (r"\.gamma[13]$", ".layer_branch.0.scale"), (r"\.gamma2$", ".ffn_branch.0.scale"),
+    (r"\.local_mp\.bn\.", ".layer.norm."), (r"\.local_mp\.", ".layer."), *_BLOCK,
 ]
 _MIXER: _Rules = [*_BLOCK, (r"\.mlp_tokens\.", ".layer."), (r"\.mlp_channels\.", ".ffn."), (r"^blocks\.", "stages.")]
 _NEXT: _Rules = [
@@ -272,6 +281,7 @@ PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a p
     "resnet50": ("resnet50", _RESNET),
     "deit_tiny": (r"(deit|vit)_tiny_patch16_\d+", _VIT),
     "cait_xxs24": (r"cait_xxs24_\d+", _CAIT),
+    "xcit_nano_12_p16": (r"xcit_nano_12_p16_\d+", _XCIT),
     "mixer_s16": ("mixer_s16_224", _MIXER),
     "convnext_tiny": (r"convnext_tiny", _CONVNEXT),
     "inception_next_tiny": (r"inception_next_tiny", _INCEPTION),

@@ -204,8 +204,22 @@ def test_a_class_token_that_comes_in_last():
     assert all(p.grad.abs().sum() > 0 for p in head.class_pool.parameters())
 
 
+def test_class_blocks_of_xcit():
+    head = Head(8, 3, pool="class", class_pool={"kind": "xcit", "num_heads": 2, "mlp_ratio": 2, "layer_scale": 0.5}).double()
+    x = torch.randn(2, 8, 3, 2, dtype=torch.float64)
+    token, places = head.class_pool.token.expand(2, 8), x.flatten(2).mT
+    for block in head.class_pool.blocks:
+        seen = block.norm(torch.cat([token[:, None], places], 1))
+        q, k, v = (linear(t).unflatten(2, (2, 4)).transpose(1, 2) for linear, t in ((block.q, seen[:, :1]), (block.k, seen), (block.v, seen)))
+        heads = ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        token = block.ffn_norm(token + 0.5 * block.proj(heads)[:, 0])
+        token, places = token + 0.5 * block.ffn(token[:, None])[:, 0], 2 * places + seen[:, 1:]
+    assert torch.allclose(head(x), head.fc(token), rtol=1e-12)
+
+
 @pytest.mark.parametrize("name, parameters", [  # of timm's models, less the one of two of a batch norm that a bias does not need
     ("cait_xxs24", 11_956_264 - 24 * 4 - 2 * 192),  # and less the biases that a softmax takes away
+    ("xcit_nano_12_p16", 3_053_224 - 2 * 128),
     ("mobilevit_s", 5_578_632 - 3 * (96 + 128 + 160)), ("mobilevitv2_100", 4_901_841 - 2 * (256 + 384 + 512)),
 ])
 def test_parameters(name, parameters):
@@ -230,6 +244,7 @@ def test_norms_after_linear_maps():
     (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, relu, hardswish. Choose one of these."),
     (lambda: lz.create_layer("mhsa", dim=8, talking_heads="loud"), "talking_heads: got 'loud', expected one of False, True, biased. Choose one of these."),
     (lambda: Head(8, 2, pool="class", class_pool={"num_heads": 3}), "num_heads: got 3, expected a divisor of dim=8"),
+    (lambda: Head(8, 2, pool="class", class_pool={"kind": "vit"}), "kind: got 'vit', expected one of cait, xcit. Choose one of these."),
     (lambda: create_stem({"name": "conv", "act": "gelu"}, 3, 8), "act: got 'gelu', expected one of relu, silu. Choose one of these."),
 ])
 def test_refusals(call, message):

@@ -41,6 +41,16 @@ def cait_xxs24(img_size: int) -> dict:
 
 
 @preset
+def xcit_nano_12_p16(img_size: int) -> dict:
+    """XCiT-N12/16 (arXiv 2106.09681), each of its blocks as two here: 3.1 M parameters."""
+    return {
+        "model": "isotropic", "dim": 128, "depth": 24, "layer": ["xcit", "local_patch_interaction"], "ffn": ["none", "mlp"], "position": "fourier2d",
+        "stem": {"name": "overlap", "stride": by_size(img_size, 4, 8, 16), "act_last": False, "proj": False},
+        "block": {"num_heads": 4, "norm": _EPS, "layer_scale": 1.0},
+        "head": {"norm": "none", "pool": "class", "class_pool": {"kind": "xcit", "num_heads": 4, "layer_scale": 1.0}, "pooled_norm": _EPS}}
+
+
+@preset
 def mixer_s16(img_size: int) -> dict:
     """MLP-Mixer S/16 (arXiv 2105.01601): 18.5 M parameters."""
     return mixer_tiny(img_size) | {"dim": 512, "depth": 8, "block": {"norm": _EPS}, "head": {"norm": _EPS}}
