@@ -110,6 +110,8 @@ def test_norm_is_checked():
         DOWNSAMPLES.create("conv_stride", 8, 16, norm="instance")
     with pytest.raises(ValueError, match=re.escape("options of a norm: got name, epsilon, expected name and eps alone. Leave the others out.")):
         DOWNSAMPLES.create("conv_stride", 8, 16, pre_norm={"name": "layer", "epsilon": 1e-6})
+    with pytest.raises(ValueError, match=re.escape("pool: got 'mode', expected one of max, mean. Choose one of these.")):
+        DOWNSAMPLES.create("pooled_attention", 8, 16, grid=(4, 4), pool="mode")
     with pytest.raises(ValueError, match=re.escape("kernel_size: got 4, expected one of 3, 2. Choose one of these.")):
         DOWNSAMPLES.create("conv_stride", 8, 16, kernel_size=4)
 

@@ -18,6 +18,7 @@ SMALL = {  # timm's architecture, the least size that works, and options for it
     "swin_tiny": ("swin_tiny_patch4_window7_224", 224, {}), "swinv2_tiny": ("swinv2_tiny_window8_256", 256, {}),
     "pvt_v2_b0": ("pvt_v2_b0", 64, {}), "gmlp_s16": ("gmlp_s16_224", 32, {"img_size": 32}),
     "efficientformer_l1": ("efficientformer_l1", 224, {}), "levit_128s": ("levit_128s", 112, {"img_size": 112}),
+    "coatnet_0": ("coatnet_0_224", 64, {"img_size": 64}),
     "twins_svt_small": ("twins_svt_small", 224, {}),
     "xcit_nano_12_p16": ("xcit_nano_12_p16_224", 64, {"img_size": 64}),
     "cait_xxs24": ("cait_xxs24_224", 32, {"img_size": 32}), "mobilevit_s": ("mobilevit_s", 64, {}), "mobilevitv2_100": ("mobilevitv2_100", 64, {}),
@@ -70,6 +71,12 @@ def test_norms_of_levit_are_folded(architecture, options):
         assert expected.std(0).min() > 0.01 and ours.forward_features(x).flatten(2).std(2).mean() > 0.01
         assert (ours(x) - expected).abs().max() < 1e-8
     assert unseen(ours, x) == []
+
+
+def test_a_port_of_coatnet_is_for_oblong_images():
+    model, x = drawn(timm.create_model("coatnet_0_224", num_classes=3, img_size=(64, 96))), torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.inference_mode():
+        assert torch.allclose(from_timm(model, "coatnet_0")(x), model(x), rtol=1e-10)
 
 
 def test_a_port_is_as_its_model_is():

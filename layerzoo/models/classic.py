@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerzoo.layers.base import check_choice
 from layerzoo.models.block import DropPath, LayerScale
 from layerzoo.ops.norms import create_norm
 from layerzoo.registry import LAYERS
@@ -68,18 +69,20 @@ class MBConv(nn.Module):
 
     Args:
         expansion: hidden channels over dim.
+        pool: of the shortcut where it strides: "max" of 3x3 places, or "mean" of stride x stride.
     """
 
     strided = True
 
-    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, expansion: int = 4):
+    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, expansion: int = 4, pool: str = "max"):
         super().__init__()
+        check_choice("pool", pool, ("max", "mean"))
         hidden = expansion * dim
         self.branch = nn.Sequential(
             nn.BatchNorm2d(dim_in), _conv(dim_in, hidden, 1), nn.GELU(), _conv(hidden, hidden, 3, stride, hidden), nn.GELU(),
             SqueezeExcite(hidden, max(8, dim // 4)), nn.Conv2d(hidden, dim, 1))
-        pool = nn.MaxPool2d(3, stride, 1) if stride > 1 else nn.Identity()
-        self.shortcut = nn.Sequential(pool, nn.Conv2d(dim_in, dim, 1) if dim_in != dim else nn.Identity())
+        pools = nn.MaxPool2d(3, stride, 1) if pool == "max" else nn.AvgPool2d(stride, ceil_mode=True)
+        self.shortcut = nn.Sequential(pools if stride > 1 else nn.Identity(), nn.Conv2d(dim_in, dim, 1) if dim_in != dim else nn.Identity())
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

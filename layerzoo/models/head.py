@@ -12,7 +12,7 @@ from layerzoo.ops.norms import create_norm
 
 
 class Head(nn.Module):
-    """Pool the map over positions, then one linear layer, or with hidden_dim an MLP: linear, GELU, LayerNorm, linear.
+    """Pool the map over positions, then one linear layer, or with hidden_dim an MLP: linear, activation, linear.
 
     Args:
         dim: channels C of the map (B, C, H, W).
@@ -22,19 +22,24 @@ class Head(nn.Module):
         scale: factor on the logits.
         dropout: on the pooled features, and in the MLP on its hidden ones instead.
         pooled_norm: norm of the pooled features; what Block takes.
-        hidden_dim: channels between the layers of the MLP (InceptionNeXt, arXiv 2303.16900).
+        hidden_dim: channels between the layers of the MLP.
+        hidden_act: "gelu" and LayerNorm, as in InceptionNeXt (arXiv 2303.16900), or "tanh", as in MaxViT (arXiv 2204.01697).
         class_pool: options of ClassPool.
     """
 
     def __init__(self, dim: int, num_classes: int, *, pool: str = "mean", scale: float = 1.0, dropout: float = 0.0,
-                 pooled_norm: str | dict = "none", hidden_dim: int | None = None, class_pool: dict | None = None):
+                 pooled_norm: str | dict = "none", hidden_dim: int | None = None, hidden_act: str = "gelu", class_pool: dict | None = None):
         super().__init__()
+        check_choice("hidden_act", hidden_act, ("gelu", "tanh"))
         check_choice("pool", pool, ("mean", "max", "sequence", "first", "class"))
         self.dim, self.pool, self.scale = hidden_dim or dim, pool, scale
         self.score = nn.Conv2d(dim, 1, 1) if pool == "sequence" else None
         self.class_pool = ClassPool(dim, **(class_pool or {})) if pool == "class" else None
         self.pooled_norm = create_norm(pooled_norm, dim)
-        self.hidden = nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.LayerNorm(hidden_dim, eps=1e-6)) if hidden_dim else nn.Identity()
+        self.hidden = nn.Identity()
+        if hidden_dim:
+            act = [nn.GELU(), nn.LayerNorm(hidden_dim, eps=1e-6)] if hidden_act == "gelu" else [nn.Tanh()]
+            self.hidden = nn.Sequential(nn.Linear(dim, hidden_dim), *act)
         self.dropout = nn.Dropout(dropout)
         self.reset(num_classes)
 

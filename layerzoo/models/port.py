@@ -65,6 +65,9 @@ def image_size(model: nn.Module) -> tuple[int, int]:
     attention = dict(model.named_modules()).get("stages.0.blocks.0.attn")
     if hasattr(attention, "resolution"):  # of LeViT, which keeps the size of its first map alone
         return tuple(side * model.stem.stride for side in attention.resolution)
+    bias = dict(model.named_modules()).get("stages.2.blocks.0.attn.rel_pos")
+    if bias is not None:  # of CoAtNet, whose third stage sees every 16th pixel
+        return tuple(16 * side for side in bias.window_size)
     return tuple(model.pretrained_cfg["input_size"][1:])
 
 
@@ -88,8 +91,11 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
             weights[name], weights[f"{owner}.fc_gate.{last}"] = weights[name].chunk(2)
         elif last == "relative_position_bias_table":
             table = weights.pop(name)
-            side = round(len(table) ** 0.5)
-            weights[f"{stem}.relative_bias.table"] = table.T.unflatten(1, (side, side))
+            rows = _rows(len(table), size if stem.endswith(".rel_pos") else (1, 1))  # windows are square
+            weights[f"{stem}.relative_bias.table"] = table.T.unflatten(1, (rows, -1))
+            for part in ("weight", "bias") if stem.endswith(".rel_pos") else ():  # of CoAtNet, whose q, k and v of a head stand together
+                by_head = weights[f"{owner}.qkv.{part}"].unflatten(0, (table.shape[1], 3, -1))
+                weights[f"{owner}.qkv.{part}"] = by_head.transpose(0, 1).flatten(0, 2)
         elif last == "attention_biases":
             table = weights.pop(name)
             heads, places = table.shape
@@ -100,6 +106,8 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
                 weights[f"{stem}.qkv.{part}"] = torch.cat([t.flatten(0, 2) for t in by_head])
         elif last == "attention_bias_idxs" or name.endswith((".proj_l.bias", "attn.k.bias")):  # biases that a softmax takes away
             del weights[name]
+    if "stem.conv2.weight" in weights and "stem.conv2.bias" not in weights:  # of CoAtNet
+        weights["stem.conv2.bias"] = torch.zeros_like(weights["stem.conv2.weight"][:, 0, 0, 0])
     if "pos_embed" in weights:
         places = weights.pop("pos_embed")
         if "blocks_token_only.0.norm1.weight" not in weights:  # CaiT's class token has no place
@@ -193,6 +201,17 @@ _BLOCK: _Rules = [
     (r"^stem\.(proj|conv)\.", "stem.embed."), (r"^head\.(weight|bias)", r"head.fc.\1"), (r"^head\.norm\.", "head.pooled_norm."),
     (r"\.downsample\.(proj|reduction)\.", lambda found: f".downsample.{'conv' if found[1] == 'proj' else 'proj'}."),
     (r"\.layer_scale1\.", ".layer_branch.0."), (r"\.layer_scale2\.", ".ffn_branch.0."),
+]
+_COATNET: _Rules = [
+    (r"^stem\.conv1\.", "stem.convs.0.0."), (r"^stem\.norm1\.", "stem.convs.0.1."), (r"^stem\.conv2\.", "stem.proj."),
+    (r"^head\.norm\.", "head.pooled_norm."), (r"^head\.pre_logits\.fc\.", "head.hidden.0."),
+    (r"^stages\.(\d)\.", _after("stages.", 1, ".")), (r"^(stages\.[34])\.blocks\.0\.", r"\1.downsample."),
+    (r"^(stages\.[34]\.blocks)\.(\d)\.", lambda found: f"{found[1]}.{int(found[2]) - 1}."), (r"\.rel_pos\.", "."),
+    (r"^(stages\.[34]\..*)\.norm1\.(norm\.)?", r"\1.norm."), (r"^(stages\.[34]\..*)\.norm2\.", r"\1.ffn_norm."), (r"\.mlp\.", ".ffn."),
+    (r"\.downsample\.attn\.", ".downsample."), (r"\.attn\.", ".layer."), (r"\.downsample\.shortcut\.expand\.", ".downsample.shortcut."),
+    (r"\.shortcut\.expand\.", ".shortcut.1."), (r"\.pre_norm\.", ".branch.0."), (r"\.conv1_1x1\.", ".branch.1.0."), (r"\.norm1\.", ".branch.1.1."),
+    (r"\.conv2_kxk\.", ".branch.3.0."), (r"\.norm2\.", ".branch.3.1."), (r"\.se\.fc1\.", ".branch.5.gate.0."), (r"\.se\.fc2\.", ".branch.5.gate.2."),
+    (r"\.conv3_1x1\.", ".branch.6."),
 ]
 _RESNET: _Rules = [
     (r"^layer(\d)\.", _after("stages.", -1, ".blocks.")), (r"^conv1\.", "stem.conv."), (r"^bn1\.", "stem.norm."), (r"^fc\.", "head.fc."),
@@ -290,6 +309,7 @@ PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a p
     "gmlp_s16": ("gmlp_s16_224", _GMLP),
     "efficientformer_l1": ("efficientformer_l1", _EFFICIENTFORMER),
     "levit_128s": (r"levit_(conv_)?128s", _LEVIT),
+    "coatnet_0": ("coatnet_0_224", _COATNET),
     "swin_tiny": ("swin_tiny_patch4_window7_224", _BLOCK),
     "swinv2_tiny": ("swinv2_tiny_window8_256", _SWIN_V2),
     "pvt_v2_b0": ("pvt_v2_b0", _PVT),

@@ -16,7 +16,7 @@ class Pyramid(Model):
         layer: a layer or classic block (basic, bottleneck, mbconv, inverted_residual, convnext, airbench); or a list with one entry per stage,
             where an entry may itself be a list, cycled over the blocks of the stage. A layer's "block" has options of its own Block.
         ffn: per-position unit of the blocks around layers; or a list with one entry per stage.
-        downsample: between stages, which lowers the resolution.
+        downsample: between stages, which lowers the resolution; or a list with one entry per stage, of which the first does nothing.
         position: encoding after the stem, with {"name": ..., "after": "block"} after the first block of each stage; or "rope2d" |
             "relative_bias" for layers that take one.
         stem: stem name or dict.
@@ -32,11 +32,11 @@ class Pyramid(Model):
 
     def __init__(
         self, *, dims: list[int], depths: list[int], layer: str | dict | type | list, ffn: str | dict | type | list = "mlp",
-        downsample: str | dict = "conv_stride", position: str | dict = "none", stem: str | dict = "overlap", head: dict | None = None,
+        downsample: str | dict | list = "conv_stride", position: str | dict = "none", stem: str | dict = "overlap", head: dict | None = None,
         block: dict | None = None, input_size: tuple[int, int, int] = (3, 224, 224), num_classes: int = 1000,
     ):
         config = {"model": "pyramid"} | {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        for what, given in {"depths": depths, "layer": layer, "ffn": ffn}.items():
+        for what, given in {"depths": depths, "layer": layer, "ffn": ffn, "downsample": downsample}.items():
             if isinstance(given, list) and len(given) != len(dims):
                 raise bad_value(what, got=f"{len(given)} entries", expected=f"one per stage, {len(dims)} as in dims", do="Give one entry for each stage.")
         super().__init__(config, dims[0], dims[-1], head or {})
@@ -45,8 +45,9 @@ class Pyramid(Model):
         dim_in, grid = self.stem_width, self.grid
         for i, (dim, depth) in enumerate(zip(dims, depths)):
             here = {"ffn": ffn[i] if isinstance(ffn, list) else ffn, "position": self.inner_position} | options
+            down = downsample[i] if isinstance(downsample, list) else downsample
             stage = Stage(
                 dim_in, dim, layer=layer[i] if isinstance(layer, list) else layer, rates=rates[sum(depths[:i]): sum(depths[: i + 1])],
-                downsample=downsample if i else None, grid=grid, options=here, position=self.stage_position)
+                downsample=down if i else None, grid=grid, options=here, position=self.stage_position)
             self.stages.append(stage)
             dim_in, grid = dim, stage.grid

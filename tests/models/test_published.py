@@ -10,7 +10,7 @@ from torch import nn
 import layerzoo as lz
 from layerzoo.ffn.mlp import MLP
 from layerzoo.models.block import Block, DropPath, create_norm
-from layerzoo.models.classic import InvertedResidual
+from layerzoo.models.classic import InvertedResidual, MBConv
 from layerzoo.models.head import Head
 from layerzoo.models.isotropic import Isotropic
 from layerzoo.models.pyramid import Pyramid
@@ -186,6 +186,23 @@ def test_a_wider_last_map():
     assert torch.equal(normed[0], maps[0]) and torch.equal(normed[1], model.norm(maps[1])) and torch.equal(normed[2], last)
 
 
+def test_the_hidden_layer_of_a_head():
+    head, x = Head(6, 3, hidden_dim=4, hidden_act="tanh", pooled_norm="layer"), torch.randn(2, 6, 3, 2)
+    y = nn.functional.layer_norm(x.mean((2, 3)), (6,))
+    assert torch.allclose(head(x), head.fc(torch.tanh(head.hidden[0](y))), atol=1e-6) and head.hidden[0].out_features == 4
+
+
+def test_shortcuts_take_means():
+    block, x = MBConv(4, 6, stride=2, pool="mean").eval(), torch.randn(2, 4, 6, 8)
+    means = x.unflatten(3, (4, 2)).unflatten(2, (3, 2)).mean((3, 5))
+    assert torch.allclose(block(x), block.shortcut[1](means) + block.branch(x), atol=1e-6)
+
+
+def test_downsamples_of_a_pyramid():
+    model = Pyramid(dims=[8, 8, 8], depths=[0, 1, 1], layer="identity", downsample=["funnel", "patch_merge", "blur_pool"], input_size=(3, 16, 16), num_classes=2)
+    assert [type(s.downsample).__name__ for s in model.stages] == ["Identity", "PatchMerge", "BlurPool"] and len(model.stages[0].blocks) == 0
+
+
 def test_a_class_token_that_comes_in_last():
     head = Head(8, 3, pool="class", class_pool={"depth": 2, "num_heads": 2, "mlp_ratio": 2, "layer_scale": 0.5}).double()
     x = torch.randn(2, 8, 3, 2, dtype=torch.float64)
@@ -219,7 +236,7 @@ def test_class_blocks_of_xcit():
 
 @pytest.mark.parametrize("name, parameters", [  # of timm's models, less the one of two of a batch norm that a bias does not need
     ("cait_xxs24", 11_956_264 - 24 * 4 - 2 * 192),  # and less the biases that a softmax takes away
-    ("xcit_nano_12_p16", 3_053_224 - 2 * 128),
+    ("xcit_nano_12_p16", 3_053_224 - 2 * 128), ("coatnet_0", 25_036_820 + 64),  # and a bias at the end of the stem
     ("mobilevit_s", 5_578_632 - 3 * (96 + 128 + 160)), ("mobilevitv2_100", 4_901_841 - 2 * (256 + 384 + 512)),
 ])
 def test_parameters(name, parameters):
@@ -244,6 +261,9 @@ def test_norms_after_linear_maps():
     (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, relu, hardswish. Choose one of these."),
     (lambda: lz.create_layer("mhsa", dim=8, talking_heads="loud"), "talking_heads: got 'loud', expected one of False, True, biased. Choose one of these."),
     (lambda: Head(8, 2, pool="class", class_pool={"num_heads": 3}), "num_heads: got 3, expected a divisor of dim=8"),
+    (lambda: Head(8, 2, hidden_dim=4, hidden_act="relu"), "hidden_act: got 'relu', expected one of gelu, tanh. Choose one of these."),
+    (lambda: MBConv(8, 8, pool="min"), "pool: got 'min', expected one of max, mean. Choose one of these."),
+    (lambda: Pyramid(dims=[8, 8], depths=[1, 1], layer="conv", downsample=["funnel"]), "downsample: got 1 entries, expected one per stage, 2 as in dims."),
     (lambda: Head(8, 2, pool="class", class_pool={"kind": "vit"}), "kind: got 'vit', expected one of cait, xcit. Choose one of these."),
     (lambda: create_stem({"name": "conv", "act": "gelu"}, 3, 8), "act: got 'gelu', expected one of relu, silu. Choose one of these."),
 ])

@@ -167,6 +167,19 @@ def levit_128s(img_size: int) -> dict:
         "head": {"norm": "none", "pooled_norm": "batch"}, "block": {"norm": "batch", "post_norm": "branch"}}
 
 
+@preset
+def coatnet_0(img_size: int) -> dict:
+    """CoAtNet-0 (arXiv 2106.04803), the first block of a stage of attention being its downsample: 25.0 M parameters.
+
+    As timm has it: shortcuts take means where the paper takes the largest values, and the head has a hidden layer.
+    """
+    unit, pooled = {"name": "mbconv", "pool": "mean"}, {"name": "pooled_attention", "pool": "mean", "norm": _EPS}
+    return {
+        "model": "pyramid", "dims": [64, *_WIDTHS], "depths": [0, 2, 3, 4, 1], "layer": ["identity", unit, unit, "coatnet_attention", "coatnet_attention"],
+        "downsample": ["conv_stride"] * 3 + [pooled] * 2, "stem": {"name": "overlap", "stride": by_size(img_size, 1, 1, 2)}, "block": {"norm": _EPS},
+        "head": {"norm": "none", "pooled_norm": _EPS, "hidden_dim": 768, "hidden_act": "tanh"}}
+
+
 def _mobile(img_size: int, stem_width: int, expansion: int, layer: dict) -> dict:
     """Inverted residuals, of which the first of a stage strides, and after those of the last three stages a layer that is a block of its own."""
     unit, alone = {"name": "inverted_residual", "expansion": expansion}, {"norm": "none", "ffn": "none", "residual": False}
