@@ -1,5 +1,7 @@
 """MLP: two linear maps with GELU or hardswish between them, at every position alone."""
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -7,7 +9,7 @@ from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.layers.base import TokenLayer, check_choice
 
-_ACTS = {"gelu": F.gelu, "hardswish": F.hardswish}
+_ACTS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "hardswish": F.hardswish}
 
 
 class MLP(TokenLayer):
@@ -26,7 +28,8 @@ class MLP(TokenLayer):
         dim: channels C.
         mlp_ratio: hidden channels over C; 4, the paper's.
         dropout: probability of dropping a hidden or an output channel; 0, as is usual in vision.
-        act: "gelu", or "hardswish" as in LeViT, arXiv 2104.01136; gelu, as in ViT.
+        act: "gelu", "gelu_tanh", its approximation, as in MaxViT, arXiv 2204.01697, or "hardswish" as in LeViT, arXiv 2104.01136; gelu, as
+            in ViT.
         norm: "none" or "batch"; none, the paper's. Batch is for maps without masks, and for blocks without a norm of their own.
 
     **Raises**: ValueError for an mlp_ratio that leaves no hidden channel, another act and another norm.

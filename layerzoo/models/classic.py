@@ -8,13 +8,16 @@ from torch.nn import functional as F
 
 from layerzoo.layers.base import check_choice
 from layerzoo.models.block import DropPath, LayerScale
+from layerzoo.models.stem import create_act
 from layerzoo.ops.norms import create_norm
+from layerzoo.ops.same import SamePad
 from layerzoo.registry import LAYERS
 
 
-def _conv(dim_in: int, dim: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(dim_in, dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(dim))
+def _conv(dim_in: int, dim: int, kernel_size: int, stride: int = 1, groups: int = 1, eps: float = 1e-5, same: bool = False) -> nn.Sequential:
+    pad = [SamePad(kernel_size, stride)] if same and stride > 1 else []  # with stride 1 it is symmetric
+    conv = nn.Conv2d(dim_in, dim, kernel_size, stride, 0 if pad else kernel_size // 2, groups=groups, bias=False)
+    return nn.Sequential(*pad, conv, nn.BatchNorm2d(dim, eps=eps))
 
 
 class Residual(nn.Module):
@@ -70,17 +73,24 @@ class MBConv(nn.Module):
     Args:
         expansion: hidden channels over dim.
         pool: of the shortcut where it strides: "max" of 3x3 places, or "mean" of stride x stride.
+        act: "gelu", or "gelu_tanh", its approximation, as in MaxViT (arXiv 2204.01697).
+        eps: of the batch norms.
+        same: pad the strided convolution as TensorFlow does, more zeros at the end.
     """
 
     strided = True
 
-    def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, expansion: int = 4, pool: str = "max"):
+    def __init__(
+        self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, expansion: int = 4, pool: str = "max", act: str = "gelu",
+        eps: float = 1e-5, same: bool = False,
+    ):
         super().__init__()
         check_choice("pool", pool, ("max", "mean"))
+        check_choice("act", act, ("gelu", "gelu_tanh"))
         hidden = expansion * dim
         self.branch = nn.Sequential(
-            nn.BatchNorm2d(dim_in), _conv(dim_in, hidden, 1), nn.GELU(), _conv(hidden, hidden, 3, stride, hidden), nn.GELU(),
-            SqueezeExcite(hidden, max(8, dim // 4)), nn.Conv2d(hidden, dim, 1))
+            nn.BatchNorm2d(dim_in, eps=eps), _conv(dim_in, hidden, 1, eps=eps), create_act(act),
+            _conv(hidden, hidden, 3, stride, hidden, eps, same), create_act(act), SqueezeExcite(hidden, max(8, dim // 4)), nn.Conv2d(hidden, dim, 1))
         pools = nn.MaxPool2d(3, stride, 1) if pool == "max" else nn.AvgPool2d(stride, ceil_mode=True)
         self.shortcut = nn.Sequential(pools if stride > 1 else nn.Identity(), nn.Conv2d(dim_in, dim, 1) if dim_in != dim else nn.Identity())
         self.drop_path = DropPath(drop_path)

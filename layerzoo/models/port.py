@@ -91,6 +91,9 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
             weights[name], weights[f"{owner}.fc_gate.{last}"] = weights[name].chunk(2)
         elif last == "relative_position_bias_table":
             table = weights.pop(name)
+            if table.ndim == 3:  # of MaxViT, from keys to queries
+                weights[f"{stem}.relative_bias.table"] = table.flip(1, 2)
+                continue
             rows = _rows(len(table), size if stem.endswith(".rel_pos") else (1, 1))  # windows are square
             weights[f"{stem}.relative_bias.table"] = table.T.unflatten(1, (rows, -1))
             for part in ("weight", "bias") if stem.endswith(".rel_pos") else ():  # of CoAtNet, whose q, k and v of a head stand together
@@ -202,16 +205,29 @@ _BLOCK: _Rules = [
     (r"\.downsample\.(proj|reduction)\.", lambda found: f".downsample.{'conv' if found[1] == 'proj' else 'proj'}."),
     (r"\.layer_scale1\.", ".layer_branch.0."), (r"\.layer_scale2\.", ".ffn_branch.0."),
 ]
-_COATNET: _Rules = [
-    (r"^stem\.conv1\.", "stem.convs.0.0."), (r"^stem\.norm1\.", "stem.convs.0.1."), (r"^stem\.conv2\.", "stem.proj."),
-    (r"^head\.norm\.", "head.pooled_norm."), (r"^head\.pre_logits\.fc\.", "head.hidden.0."),
-    (r"^stages\.(\d)\.", _after("stages.", 1, ".")), (r"^(stages\.[34])\.blocks\.0\.", r"\1.downsample."),
-    (r"^(stages\.[34]\.blocks)\.(\d)\.", lambda found: f"{found[1]}.{int(found[2]) - 1}."), (r"\.rel_pos\.", "."),
-    (r"^(stages\.[34]\..*)\.norm1\.(norm\.)?", r"\1.norm."), (r"^(stages\.[34]\..*)\.norm2\.", r"\1.ffn_norm."), (r"\.mlp\.", ".ffn."),
-    (r"\.downsample\.attn\.", ".downsample."), (r"\.attn\.", ".layer."), (r"\.downsample\.shortcut\.expand\.", ".downsample.shortcut."),
+_MBCONV: _Rules = [
     (r"\.shortcut\.expand\.", ".shortcut.1."), (r"\.pre_norm\.", ".branch.0."), (r"\.conv1_1x1\.", ".branch.1.0."), (r"\.norm1\.", ".branch.1.1."),
     (r"\.conv2_kxk\.", ".branch.3.0."), (r"\.norm2\.", ".branch.3.1."), (r"\.se\.fc1\.", ".branch.5.gate.0."), (r"\.se\.fc2\.", ".branch.5.gate.2."),
     (r"\.conv3_1x1\.", ".branch.6."),
+]
+_MAX: _Rules = [  # before the rules of units
+    (r"^stem\.conv1\.", "stem.convs.0.0."), (r"^stem\.norm1\.", "stem.convs.0.1."), (r"^stem\.conv2\.", "stem.proj."),
+    (r"^head\.norm\.", "head.pooled_norm."), (r"^head\.pre_logits\.fc\.", "head.hidden.0."), (r"\.rel_pos\.", "."), (r"\.mlp\.", ".ffn."),
+    (r"^stages\.(\d)\.", _after("stages.", 1, ".")),
+]
+_COATNET: _Rules = [
+    *_MAX, (r"^(stages\.[34])\.blocks\.0\.", r"\1.downsample."),
+    (r"^(stages\.[34]\.blocks)\.(\d)\.", lambda found: f"{found[1]}.{int(found[2]) - 1}."),
+    (r"^(stages\.[34]\..*)\.norm1\.(norm\.)?", r"\1.norm."), (r"^(stages\.[34]\..*)\.norm2\.", r"\1.ffn_norm."),
+    (r"\.downsample\.attn\.", ".downsample."), (r"\.attn\.", ".layer."), (r"\.downsample\.shortcut\.expand\.", ".downsample.shortcut."), *_MBCONV,
+]
+_MAXVIT: _Rules = [
+    *_MAX, (r"\.blocks\.(\d)\.conv\.", lambda found: f".blocks.{3 * int(found[1])}."),
+    (r"\.blocks\.(\d)\.attn_block\.", lambda found: f".blocks.{3 * int(found[1]) + 1}.attn_block."),
+    (r"\.blocks\.(\d)\.attn_grid\.", lambda found: f".blocks.{3 * int(found[1]) + 2}.attn_grid."),
+    (r"\.attn_(block|grid)\.norm1\.", ".norm."), (r"\.attn_(block|grid)\.norm2\.", ".ffn_norm."), (r"\.attn_(block|grid)\.attn\.", ".layer."),
+    (r"\.attn_(block|grid)\.", "."), *_MBCONV,
+    (r"^(stem\.convs\.0|stages\.\d\.blocks\.0\.branch\.3)\.(\d)\.", lambda found: f"{found[1]}.{int(found[2]) + 1}."),  # after padding
 ]
 _RESNET: _Rules = [
     (r"^layer(\d)\.", _after("stages.", -1, ".blocks.")), (r"^conv1\.", "stem.conv."), (r"^bn1\.", "stem.norm."), (r"^fc\.", "head.fc."),
@@ -310,6 +326,7 @@ PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a p
     "efficientformer_l1": ("efficientformer_l1", _EFFICIENTFORMER),
     "levit_128s": (r"levit_(conv_)?128s", _LEVIT),
     "coatnet_0": ("coatnet_0_224", _COATNET),
+    "maxvit_tiny": ("maxvit_tiny_tf_224", _MAXVIT),
     "swin_tiny": ("swin_tiny_patch4_window7_224", _BLOCK),
     "swinv2_tiny": ("swinv2_tiny_window8_256", _SWIN_V2),
     "pvt_v2_b0": ("pvt_v2_b0", _PVT),

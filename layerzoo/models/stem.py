@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,14 @@ from torch.nn import functional as F
 from layerzoo.errors import bad_value, unknown_name
 from layerzoo.layers.base import check_choice
 from layerzoo.ops.norms import create_norm
+from layerzoo.ops.same import SamePad
 
-_ACTS = {"gelu": nn.GELU, "relu": nn.ReLU, "hardswish": nn.Hardswish, "silu": nn.SiLU}
+_ACTS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, "tanh"), "relu": nn.ReLU, "hardswish": nn.Hardswish, "silu": nn.SiLU}
+
+
+def create_act(name: str) -> nn.Module:
+    """An activation: "gelu", "gelu_tanh", "relu", "hardswish" or "silu"."""
+    return _ACTS[name]()
 
 
 class Patchify(nn.Module):
@@ -50,19 +57,28 @@ class OverlapConv(nn.Module):
 
     Args:
         stride: total stride, a power of two; 1 = one convolution at full resolution.
-        act: "gelu", "relu" as in EfficientFormer (arXiv 2206.01191), or "hardswish" as in LeViT (arXiv 2104.01136).
+        act: "gelu", "gelu_tanh" as in MaxViT (arXiv 2204.01697), "relu" as in EfficientFormer (arXiv 2206.01191), or "hardswish" as in
+            LeViT (arXiv 2104.01136).
         act_last: whether it follows the last of those of stride 2 too; off in LeViT.
         proj: the last convolution.
+        eps: of the batch norms.
+        same: pad strided convolutions as TensorFlow does, more zeros at the end.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, stride: int = 4, act: str = "gelu", act_last: bool = True, proj: bool = True):
+    def __init__(
+        self, in_chans: int, dim: int, *, stride: int = 4, act: str = "gelu", act_last: bool = True, proj: bool = True, eps: float = 1e-5,
+        same: bool = False,
+    ):
         super().__init__()
-        check_choice("act", act, ("gelu", "relu", "hardswish"))
+        check_choice("act", act, ("gelu", "gelu_tanh", "relu", "hardswish"))
         self.stride = stride
         steps = max(1, int(math.log2(stride)))
         dims = [in_chans, *(max(dim // 2 ** (steps - 1 - i), 8) for i in range(steps - 1)), dim]
+        step = min(stride, 2)
+        pads = [SamePad(3, step)] if same and step > 1 else []  # with stride 1 it is symmetric
         self.convs = nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(a, b, 3, min(stride, 2), 1, bias=False), nn.BatchNorm2d(b), _ACTS[act]()) for a, b in zip(dims, dims[1:])))
+            nn.Sequential(*pads, nn.Conv2d(a, b, 3, step, 0 if pads else 1, bias=False), nn.BatchNorm2d(b, eps=eps), create_act(act))
+            for a, b in zip(dims, dims[1:])))
         if not act_last:
             self.convs[-1][-1] = nn.Identity()
         self.proj = nn.Conv2d(dim, dim, 3, 1, 1) if proj else nn.Identity()
@@ -103,7 +119,7 @@ class ConvNormAct(nn.Module):
         self.stride = stride * (2 if pool else 1)
         self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(dim)
-        self.act = _ACTS[act]()
+        self.act = create_act(act)
         self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

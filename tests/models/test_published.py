@@ -15,6 +15,7 @@ from layerzoo.models.head import Head
 from layerzoo.models.isotropic import Isotropic
 from layerzoo.models.pyramid import Pyramid
 from layerzoo.models.stem import create_stem
+from layerzoo.ops.same import SamePad
 
 
 def with_class_token(layer="mhsa", **changes):
@@ -198,6 +199,27 @@ def test_shortcuts_take_means():
     assert torch.allclose(block(x), block.shortcut[1](means) + block.branch(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("side, expected", [(6, "x."), (7, ".x."), (1, ".x.")])
+def test_strided_convolutions_pad_as_tensorflow_does(side, expected):
+    """The places that a kernel of three sees first and last: an odd zero is at the end, two are shared."""
+    before, after = expected.index("x"), expected[::-1].index("x")
+    padded = SamePad(3, 2)(torch.ones(1, 1, side, 6))
+    assert torch.equal(padded, nn.functional.pad(torch.ones(1, 1, side, 6), (0, 1, before, after)))
+    assert nn.functional.conv2d(padded, torch.ones(1, 1, 3, 3), stride=2).shape[2] == -(-side // 2)
+
+
+def test_mobile_convolutions_of_maxvit():
+    block, x = MBConv(4, 4, stride=2, pool="mean", act="gelu_tanh", eps=1e-3, same=True).eval().double(), torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 3 and all(norm.eps == 1e-3 for norm in norms)
+    y, (conv1, norm1), (_, conv2, norm2) = norms[0](x), block.branch[1], block.branch[3]
+    y = nn.functional.gelu(norm1(conv1(y)), approximate="tanh")
+    y = nn.functional.pad(y, (0, 1, 1, 1))  # of 5 x 6 places
+    y = nn.functional.gelu(norm2(nn.functional.conv2d(y, conv2.weight, stride=2, groups=16)), approximate="tanh")
+    means = nn.functional.avg_pool2d(nn.functional.pad(x, (0, 0, 0, 1), mode="replicate"), 2)  # where one row sticks out
+    assert torch.allclose(block(x), means + block.branch[6](block.branch[5](y)), rtol=1e-10)
+
+
 def test_downsamples_of_a_pyramid():
     model = Pyramid(dims=[8, 8, 8], depths=[0, 1, 1], layer="identity", downsample=["funnel", "patch_merge", "blur_pool"], input_size=(3, 16, 16), num_classes=2)
     assert [type(s.downsample).__name__ for s in model.stages] == ["Identity", "PatchMerge", "BlurPool"] and len(model.stages[0].blocks) == 0
@@ -237,6 +259,7 @@ def test_class_blocks_of_xcit():
 @pytest.mark.parametrize("name, parameters", [  # of timm's models, less the one of two of a batch norm that a bias does not need
     ("cait_xxs24", 11_956_264 - 24 * 4 - 2 * 192),  # and less the biases that a softmax takes away
     ("xcit_nano_12_p16", 3_053_224 - 2 * 128), ("coatnet_0", 25_036_820 + 64),  # and a bias at the end of the stem
+    ("maxvit_tiny", 30_916_528 - 64),
     ("mobilevit_s", 5_578_632 - 3 * (96 + 128 + 160)), ("mobilevitv2_100", 4_901_841 - 2 * (256 + 384 + 512)),
 ])
 def test_parameters(name, parameters):
@@ -254,15 +277,16 @@ def test_norms_after_linear_maps():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: Block(8, layer="identity", post_norm="sum"), "post_norm: got 'sum', expected one of False, True, branch. Choose one of these."),
-    (lambda: MLP(8, act="relu"), "act: got 'relu', expected one of gelu, hardswish. Choose one of these."),
+    (lambda: MLP(8, act="relu"), "act: got 'relu', expected one of gelu, gelu_tanh, hardswish. Choose one of these."),
     (lambda: MLP(8, norm="layer"), "norm: got 'layer', expected one of none, batch. Choose one of these."),
     (lambda: create_norm({"name": "layer", "epsilon": 1}, 8), "options of a norm: got name, epsilon, expected name and eps alone. Leave the others out."),
     (lambda: with_class_token(position={"name": "conditional", "after": "block"}), "after, of a position: got 'block', expected one of stem. Choose one of these."),
-    (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, relu, hardswish. Choose one of these."),
+    (lambda: create_stem({"name": "overlap", "act": "silu"}, 3, 8), "act: got 'silu', expected one of gelu, gelu_tanh, relu, hardswish. Choose one of these."),
     (lambda: lz.create_layer("mhsa", dim=8, talking_heads="loud"), "talking_heads: got 'loud', expected one of False, True, biased. Choose one of these."),
     (lambda: Head(8, 2, pool="class", class_pool={"num_heads": 3}), "num_heads: got 3, expected a divisor of dim=8"),
     (lambda: Head(8, 2, hidden_dim=4, hidden_act="relu"), "hidden_act: got 'relu', expected one of gelu, tanh. Choose one of these."),
     (lambda: MBConv(8, 8, pool="min"), "pool: got 'min', expected one of max, mean. Choose one of these."),
+    (lambda: MBConv(8, 8, act="silu"), "act: got 'silu', expected one of gelu, gelu_tanh. Choose one of these."),
     (lambda: Pyramid(dims=[8, 8], depths=[1, 1], layer="conv", downsample=["funnel"]), "downsample: got 1 entries, expected one per stage, 2 as in dims."),
     (lambda: Head(8, 2, pool="class", class_pool={"kind": "vit"}), "kind: got 'vit', expected one of cait, xcit. Choose one of these."),
     (lambda: create_stem({"name": "conv", "act": "gelu"}, 3, 8), "act: got 'gelu', expected one of relu, silu. Choose one of these."),

@@ -6,10 +6,10 @@ from torch.nn import functional as F
 from layerzoo.card import Card
 from layerzoo.errors import bad_value
 from layerzoo.ffn.mlp import MLP
+from layerzoo.layers.attention.grid_attention import GridAttention
 from layerzoo.layers.attention.window_attention import WindowAttention
 from layerzoo.layers.base import TokenLayer, check_odd
-from layerzoo.ops.attention import attend
-from layerzoo.ops.token_maps import convolve, join_places, mean_token, split_places
+from layerzoo.ops.token_maps import convolve, mean_token
 
 
 class MaxViT(TokenLayer):
@@ -75,18 +75,6 @@ class MaxViT(TokenLayer):
         y = y + self.block_attention(self.block_norm(tokens + y), mask, grid)
         y = y + self.ffn(self.ffn_norm(tokens + y))
         return y + self.grid_attention(self.grid_norm(tokens + y), mask, grid)
-
-
-class GridAttention(WindowAttention):
-    """Attention among the places at the same place of their cells; the bias is that of the offset in cells."""
-
-    def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        cell = tuple(-(-side // self.window_size) for side in grid)
-        x, real = split_places(tokens, grid, cell, mask)
-        bias = self._bias(tuple(-(-side // c) for side, c in zip(grid, cell)))
-        q, k, v = self.split(x.flatten(0, 1))
-        y = self.merge(attend(q, k, v, None if real is None else real.flatten(0, 1), bias))
-        return join_places(y.unflatten(0, x.shape[:2]), grid, cell)
 
 
 class MBConv(nn.Module):

@@ -180,6 +180,18 @@ def coatnet_0(img_size: int) -> dict:
         "head": {"norm": "none", "pooled_norm": _EPS, "hidden_dim": 768, "hidden_act": "tanh"}}
 
 
+@preset
+def maxvit_tiny(img_size: int) -> dict:
+    """MaxViT-T (arXiv 2204.01697), each of its blocks as three here, with windows of 4 places below 112 pixels: 30.9 M parameters."""
+    traits = {"act": "gelu_tanh", "eps": 1e-3, "same": True}
+    size = {"window_size": by_size(img_size, 4, 4, 7)}
+    block = [{"name": "mbconv", "pool": "mean"} | traits, {"name": "window_attention"} | size, {"name": "grid_attention"} | size]
+    return {
+        "model": "pyramid", "dims": [64, 64, 128, 256, 512], "depths": [0, 6, 6, 15, 6], "layer": ["identity"] + [block] * 4,
+        "ffn": {"name": "mlp", "act": "gelu_tanh"}, "stem": {"name": "overlap", "stride": by_size(img_size, 1, 1, 2)} | traits,
+        "head": {"norm": "none", "pooled_norm": "layer", "hidden_dim": 512, "hidden_act": "tanh"}}
+
+
 def _mobile(img_size: int, stem_width: int, expansion: int, layer: dict) -> dict:
     """Inverted residuals, of which the first of a stage strides, and after those of the last three stages a layer that is a block of its own."""
     unit, alone = {"name": "inverted_residual", "expansion": expansion}, {"norm": "none", "ffn": "none", "residual": False}
