@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -66,15 +67,16 @@ def test_both_parts_of_twins_equal_those_of_timm():
 
 @pytest.mark.parametrize("stride, residual", [(2, True), (4, False)])
 def test_multi_scale_equals_that_of_timm(stride, residual):
-    options = {"kernel_q": (3, 3), "kernel_kv": (3, 3), "stride_kv": (stride, stride), "has_cls_token": False, "residual_pooling": residual}
+    options = {"kernel_q": (3, 3), "kernel_kv": (3, 3), "stride_kv": (stride, stride), "has_cls_token": False, "residual_pooling": residual,
+               "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
     peer, x = timm("models.mvitv2", "MultiScaleAttention", 16, 16, (8, 8), num_heads=4, **options), tokens_of(8, 8)
     own = peer.state_dict()
     weights = {k: own[k] for k in ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")}
     for i, part in enumerate("qkv"):
-        weights |= {f"pools.{i}.conv.weight": own[f"pool_{part}.weight"]}
-        weights |= {f"pools.{i}.norm.{kind}": own[f"norm_{part}.{kind}"] for kind in ("weight", "bias")}
+        weights |= {f"attention.pools.{i}.conv.weight": own[f"pool_{part}.weight"]}
+        weights |= {f"attention.pools.{i}.norm.{kind}": own[f"norm_{part}.{kind}"] for kind in ("weight", "bias")}
     # there the table starts at the offset of the first place to the last cell, here at that of the first place to the last place
-    weights |= {f"{axis}_table": own[f"rel_pos_{axis[0].replace('r', 'h').replace('c', 'w')}"].roll(stride - 1, 0) for axis in ("row", "column")}
+    weights |= {f"attention.{axis}_table": own[f"rel_pos_{axis[0].replace('r', 'h').replace('c', 'w')}"].roll(stride - 1, 0) for axis in ("row", "column")}
     layer = layer_with("multi_scale", weights, stride=stride, reach=7, residual_query=residual)
     torch.testing.assert_close(layer(x, grid=(8, 8)), peer(x, (8, 8))[0])
 
@@ -133,7 +135,7 @@ def test_local_twins_are_windows_without_a_bias():
 def test_far_offsets_share_a_row():
     layer, wide = (lz.create_layer("multi_scale", dim=16, reach=reach).double() for reach in (2, 9))
     wide.load_state_dict({k: v for k, v in layer.state_dict().items() if "table" not in k}, strict=False)
-    for name in ("row_table", "column_table"):
+    for name in ("attention.row_table", "attention.column_table"):
         table = layer.get_parameter(name).data
         wide.get_parameter(name).data.copy_(torch.cat([table[:1].expand(7, -1), table, table[-1:].expand(7, -1)]))
     x = tokens_of(6, 9)

@@ -19,13 +19,14 @@ SMALL = {  # timm's architecture, the least size that works, and options for it
     "pvt_v2_b0": ("pvt_v2_b0", 64, {}), "gmlp_s16": ("gmlp_s16_224", 32, {"img_size": 32}),
     "efficientformer_l1": ("efficientformer_l1", 224, {}), "levit_128s": ("levit_128s", 112, {"img_size": 112}),
     "coatnet_0": ("coatnet_0_224", 64, {"img_size": 64}),
-    "maxvit_tiny": ("maxvit_tiny_tf_224", 224, {}), "twins_svt_small": ("twins_svt_small", 224, {}),
+    "mvitv2_tiny": ("mvitv2_tiny", 224, {}), "maxvit_tiny": ("maxvit_tiny_tf_224", 224, {}), "twins_svt_small": ("twins_svt_small", 224, {}),
     "xcit_nano_12_p16": ("xcit_nano_12_p16_224", 64, {"img_size": 64}),
     "cait_xxs24": ("cait_xxs24_224", 32, {"img_size": 32}), "mobilevit_s": ("mobilevit_s", 64, {}), "mobilevitv2_100": ("mobilevitv2_100", 64, {}),
 }
 SLOW = ("resnet34", "swinv2_tiny")  # of a kind with another
-UNSEEN = {  # parameters that say nothing: norms and differences take a constant away, and the drawn LeViT has flat last maps
-    "mixer_s16": r".*\.layer\.fc2\.bias", "poolformer_s12": r".*\.norm\.bias", "levit_128s": r"stages\.[12]\..*(table|query.*)"}
+UNSEEN = {  # parameters that say nothing: norms, differences and softmax take a constant away, and the drawn LeViT has flat last maps
+    "mixer_s16": r".*\.layer\.fc2\.bias", "poolformer_s12": r".*\.norm\.bias", "levit_128s": r"stages\.[12]\..*(table|query.*)",
+    "mvitv2_tiny": r".*\.pools\.1\.norm\.bias"}
 
 
 def drawn(model):

@@ -107,6 +107,9 @@ def joined(weights: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tenso
                 # of EfficientFormer, whose q, k and v of a head stand together, as LeViT's do here too, and v is four times as wide
                 by_head = weights[f"{stem}.qkv.{part}"].unflatten(0, (heads, 6, -1)).split((1, 1, 4), 1)
                 weights[f"{stem}.qkv.{part}"] = torch.cat([t.flatten(0, 2) for t in by_head])
+        elif last in ("rel_pos_h", "rel_pos_w"):  # of MViTv2, where they begin at the farthest offset that there is
+            stage, block = (int(number) for number in name.split(".")[1:4:2])
+            weights[name] = weights[name].roll(max(1, 4 >> stage) - 1 if block or not stage else 0, 0)
         elif last == "attention_bias_idxs" or name.endswith((".proj_l.bias", "attn.k.bias")):  # biases that a softmax takes away
             del weights[name]
     if "stem.conv2.weight" in weights and "stem.conv2.bias" not in weights:  # of CoAtNet
@@ -229,6 +232,15 @@ _MAXVIT: _Rules = [
     (r"\.attn_(block|grid)\.", "."), *_MBCONV,
     (r"^(stem\.convs\.0|stages\.\d\.blocks\.0\.branch\.3)\.(\d)\.", lambda found: f"{found[1]}.{int(found[2]) + 1}."),  # after padding
 ]
+_MVIT_V2: _Rules = [
+    (r"^stages\.([123])\.blocks\.0\.", r"stages.\1.downsample."),
+    (r"^(stages\.[123]\.blocks)\.(\d)\.", lambda found: f"{found[1]}.{int(found[2]) - 1}."), (r"\.shortcut_proj_attn\.", ".shortcut."),
+    (r"\.attn\.pool_([qkv])\.", lambda found: f".attn.attention.pools.{'qkv'.index(found[1])}.conv."),
+    (r"\.attn\.norm_([qkv])\.", lambda found: f".attn.attention.pools.{'qkv'.index(found[1])}.norm."),
+    (r"\.attn\.rel_pos_h$", ".attn.attention.row_table"), (r"\.attn\.rel_pos_w$", ".attn.attention.column_table"),
+    (r"\.downsample\.norm1\.", ".downsample.norm."), (r"\.downsample\.norm2\.", ".downsample.ffn_norm."), *_BLOCK,
+    (r"\.downsample\.layer\.", ".downsample."),
+]
 _RESNET: _Rules = [
     (r"^layer(\d)\.", _after("stages.", -1, ".blocks.")), (r"^conv1\.", "stem.conv."), (r"^bn1\.", "stem.norm."), (r"^fc\.", "head.fc."),
     (r"\.downsample\.", ".shortcut."), (r"\.conv(\d)\.", lambda found: f".branch.{2 * int(found[1]) - 2}.0."),
@@ -326,6 +338,7 @@ PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a p
     "efficientformer_l1": ("efficientformer_l1", _EFFICIENTFORMER),
     "levit_128s": (r"levit_(conv_)?128s", _LEVIT),
     "coatnet_0": ("coatnet_0_224", _COATNET),
+    "mvitv2_tiny": ("mvitv2_tiny", _MVIT_V2),
     "maxvit_tiny": ("maxvit_tiny_tf_224", _MAXVIT),
     "swin_tiny": ("swin_tiny_patch4_window7_224", _BLOCK),
     "swinv2_tiny": ("swinv2_tiny_window8_256", _SWIN_V2),

@@ -121,7 +121,8 @@ def _twins(m: object, n: int) -> nn.Module:
 
 def _multi_scale(m: object, n: int) -> nn.Module:
     module = m.MultiScaleAttention(
-        DIM, DIM, squarest(n), num_heads=HEADS, kernel_q=(3, 3), kernel_kv=(3, 3), stride_kv=(2, 2), has_cls_token=False)
+        DIM, DIM, squarest(n), num_heads=HEADS, kernel_q=(3, 3), kernel_kv=(3, 3), stride_kv=(2, 2), has_cls_token=False,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6))
     return _on_grid(module, n, lambda module, x, grid: module(x, grid)[0])
 
 

@@ -259,7 +259,7 @@ def test_class_blocks_of_xcit():
 @pytest.mark.parametrize("name, parameters", [  # of timm's models, less the one of two of a batch norm that a bias does not need
     ("cait_xxs24", 11_956_264 - 24 * 4 - 2 * 192),  # and less the biases that a softmax takes away
     ("xcit_nano_12_p16", 3_053_224 - 2 * 128), ("coatnet_0", 25_036_820 + 64),  # and a bias at the end of the stem
-    ("maxvit_tiny", 30_916_528 - 64),
+    ("maxvit_tiny", 30_916_528 - 64), ("mvitv2_tiny", 24_173_320),
     ("mobilevit_s", 5_578_632 - 3 * (96 + 128 + 160)), ("mobilevitv2_100", 4_901_841 - 2 * (256 + 384 + 512)),
 ])
 def test_parameters(name, parameters):

@@ -17,7 +17,8 @@ def at_place(conv, places, row, column):
 
 
 def twin(layer, tokens, grid, mask=None):
-    dim, s = layer.dim, layer.stride
+    dim, own = layer.dim, layer.attention
+    s, reach = own.stride, own.reach
 
     def filtered(pool, x, centres):
         """Rows (N, C) as rows at the centres, each head alike."""
@@ -31,14 +32,14 @@ def twin(layer, tokens, grid, mask=None):
         qkv = torch.stack([row if j in real else 0 * row for j, row in enumerate(qkv)])
         places = [divmod(j, grid[1]) for j in range(len(x))]
         centres = [divmod(cell[0, 0], grid[1]) for cell in cells(grid, s) if any(j in real for j in cell.values())]
-        q, k, v = (filtered(pool, rows, at) for pool, rows, at in zip(layer.pools, qkv.split(dim, 1), (places, centres, centres)))
+        q, k, v = (filtered(pool, rows, at) for pool, rows, at in zip(own.pools, qkv.split(dim, 1), (places, centres, centres)))
 
         def score(head, i, j):
-            down, across = (min(max(a - b, -layer.reach), layer.reach) + layer.reach for a, b in zip(places[i], centres[j]))
+            down, across = (min(max(a - b, -reach), reach) + reach for a, b in zip(places[i], centres[j]))
             query = q[i, head * layer.head_dim: (head + 1) * layer.head_dim]
-            return query @ layer.row_table[down] + query @ layer.column_table[across]
+            return query @ own.row_table[down] + query @ own.column_table[across]
 
         y = attended(layer, q, k, v, score)
-        return y + q if layer.residual_query else y
+        return y + q if own.residual_query else y
 
     return by_sample(layer, tokens, mask, mix)

@@ -94,7 +94,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:The number of training batches")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("lra/")) for n in SHIPPED])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith(("lra/", "attention_vs_conv/learned_content"))) for n in SHIPPED])
 def test_it_runs_two_steps(name, images, tmp_path):
     from layerzoo.train import run
 

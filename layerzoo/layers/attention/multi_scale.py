@@ -1,13 +1,10 @@
 """Multi-scale attention: keys and values pooled by strided convolutions, and positions that enter the scores by rows and by columns."""
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from layerzoo.card import Card
-from layerzoo.layers.base import HeadsLayer, as_map, check_odd, map_to_tokens
-from layerzoo.ops.attention import attend
-from layerzoo.ops.reduction import seen_cells
+from layerzoo.layers.base import HeadsLayer, check_odd
+from layerzoo.ops.pooling_attention import PoolingAttention
 from layerzoo.ops.token_maps import check_count
 
 
@@ -49,7 +46,7 @@ class MultiScale(HeadsLayer):
         sizes={"tiny": {"dim": 8, "num_heads": 2}, "base": {"dim": 64, "num_heads": 4},
                "odd": {"dim": 15, "num_heads": 3, "stride": 3, "kernel_size": 5, "reach": 2, "residual_query": False, "qkv_bias": False}},
         limit={"equals": "mhsa", "options": {"stride": 1, "kernel_size": 1, "residual_query": False}, "grid": (4, 6),
-               "set": {"row_table": "zeros", "column_table": "zeros"}},
+               "set": {"attention.row_table": "zeros", "attention.column_table": "zeros"}},
         differs="queries keep their resolution; far offsets share a row, where the paper resizes the tables; no class token")
 
     def __init__(
@@ -60,45 +57,7 @@ class MultiScale(HeadsLayer):
         check_count("stride", stride)
         check_odd("kernel_size", kernel_size)
         check_count("reach", reach)
-        self.stride, self.reach, self.residual_query = stride, reach, residual_query
-        steps = (1, stride, stride)
-        self.pools = nn.ModuleList(_HeadPool(self.head_dim, kernel_size, s) if kernel_size * s > 1 else None for s in steps)
-        shape = 2 * reach + 1, self.head_dim
-        self.row_table, self.column_table = (nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02)) for _ in range(2))
+        self.attention = PoolingAttention(self.head_dim, kernel_size, 1, stride, reach, residual_query)
 
     def mix(self, tokens: Tensor, grid: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        heads = self.split(tokens)
-        if mask is not None:  # as zero padding is to the convolutions
-            heads = [x * mask[:, None, :, None] for x in heads]
-        q, k, v = (x if pool is None else pool(x, grid) for pool, x in zip(self.pools, heads))
-        down, across = (torch.arange(0, side, self.stride, device=q.device) for side in grid)
-        places = q.unflatten(2, grid)
-        rows = torch.einsum("bhyxd,ykd->bhyxk", places, self.offsets(self.row_table, grid[0], down))
-        columns = torch.einsum("bhyxd,xkd->bhyxk", places, self.offsets(self.column_table, grid[1], across))
-        # Keys tell their row and column by a one among zeros, and queries hold the scores of all rows and columns.
-        one_row, one_column = (torch.eye(len(t), dtype=k.dtype, device=k.device) for t in (down, across))
-        place = torch.cat([one_row.repeat_interleave(len(across), 0), one_column.repeat(len(down), 1)], 1)
-        keys = torch.cat([k, place.expand(*k.shape[:2], -1, -1)], 3)
-        queries = torch.cat([q * self.head_dim**-0.5, rows.flatten(2, 3), columns.flatten(2, 3)], 3) * keys.shape[3] ** 0.5
-        y = attend(queries, keys, F.pad(v, (0, place.shape[1])), seen_cells(mask, grid, self.stride))[..., : self.head_dim]
-        return self.merge(y + q if self.residual_query else y)
-
-    def offsets(self, table: Tensor, side: int, centres: Tensor) -> Tensor:
-        """Rows of a table (2 reach + 1, d) for the offsets of all places of an axis to the centres of its cells, (side, cells, d)."""
-        offset = torch.arange(side, device=table.device)[:, None] - centres
-        return table[offset.clamp(-self.reach, self.reach) + self.reach]
-
-
-class _HeadPool(nn.Module):
-    """A strided depthwise convolution over the map and a norm, the same for each head: (B, h, N, d) -> (B, h, n, d)."""
-
-    def __init__(self, head_dim: int, kernel_size: int, stride: int):
-        super().__init__()
-        self.conv = nn.Conv2d(head_dim, head_dim, kernel_size, stride, kernel_size // 2, groups=head_dim, bias=False)
-        self.norm = nn.LayerNorm(head_dim)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        heads, maps = x.shape[1], as_map(x.transpose(1, 2).flatten(2), grid)
-        kernels = self.conv.weight.repeat(heads, 1, 1, 1)
-        y = F.conv2d(maps, kernels, stride=self.conv.stride, padding=self.conv.padding, groups=maps.shape[1])
-        return self.norm(map_to_tokens(y).unflatten(2, (heads, -1))).transpose(1, 2)
+        return self.merge(self.attention(*self.split(tokens), grid, mask))

@@ -175,7 +175,7 @@ def coatnet_0(img_size: int) -> dict:
     """
     unit, pooled = {"name": "mbconv", "pool": "mean"}, {"name": "pooled_attention", "pool": "mean", "norm": _EPS}
     return {
-        "model": "pyramid", "dims": [64, *_WIDTHS], "depths": [0, 2, 3, 4, 1], "layer": ["identity", unit, unit, "coatnet_attention", "coatnet_attention"],
+        "model": "pyramid", "dims": [64, *_WIDTHS], "depths": [0, 2, 3, 4, 1], "layer": ["identity", unit, unit] + ["coatnet_attention"] * 2,
         "downsample": ["conv_stride"] * 3 + [pooled] * 2, "stem": {"name": "overlap", "stride": by_size(img_size, 1, 1, 2)}, "block": {"norm": _EPS},
         "head": {"norm": "none", "pooled_norm": _EPS, "hidden_dim": 768, "hidden_act": "tanh"}}
 
@@ -190,6 +190,19 @@ def maxvit_tiny(img_size: int) -> dict:
         "model": "pyramid", "dims": [64, 64, 128, 256, 512], "depths": [0, 6, 6, 15, 6], "layer": ["identity"] + [block] * 4,
         "ffn": {"name": "mlp", "act": "gelu_tanh"}, "stem": {"name": "overlap", "stride": by_size(img_size, 1, 1, 2)} | traits,
         "head": {"norm": "none", "pooled_norm": "layer", "hidden_dim": 512, "hidden_act": "tanh"}}
+
+
+@preset
+def mvitv2_tiny(img_size: int) -> dict:
+    """MViTv2-T (arXiv 2112.01526), the first block of a stage being its downsample: 24.2 M parameters."""
+    patch = by_size(img_size, 2, 2, 4)
+    units = [{"stride": stride, "num_heads": heads, "reach": max(1, -(-img_size // (patch * heads)) - 1)}
+             for stride, heads in ((4, 1), (2, 2), (1, 4), (1, 8))]  # sides halve where heads double
+    reaches = [units[i]["reach"] for i in (0, 1, 1, 2)]  # of the finer of two grids, that of queries or that of keys
+    return {
+        "model": "pyramid", "dims": _WIDTHS, "depths": [1, 1, 4, 1], "layer": [{"name": "multi_scale"} | unit for unit in units],
+        "downsample": [{"name": "multi_scale_pooling", "norm": _EPS} | unit | {"reach": reach} for unit, reach in zip(units, reaches)],
+        "stem": overlapping(img_size, False, 3), "block": {"norm": _EPS}, "head": {"norm": _EPS}}
 
 
 def _mobile(img_size: int, stem_width: int, expansion: int, layer: dict) -> dict:
