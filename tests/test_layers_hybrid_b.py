@@ -99,10 +99,12 @@ def test_maxvit_equals_timm_with_its_weights():
     assert torch.allclose(mine, grid(block(mobile(x).permute(0, 2, 3, 1))), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("num_scales", [2, 3, 4])
-def test_edgenext_equals_timm_with_its_weights(num_scales):
-    block = drawn(edgenext.SplitTransposeBlock(8, num_scales, num_heads=2, use_pos_emb=False))
-    layer = lz.create_layer("edgenext", dim=8, num_heads=2, num_scales=num_scales).double()
+@pytest.mark.parametrize("num_scales, fourier", [(2, True), (3, False), (4, False)])
+def test_edgenext_equals_timm_with_its_weights(num_scales, fourier):
+    block = drawn(edgenext.SplitTransposeBlock(8, num_scales, num_heads=2, use_pos_emb=fourier))
+    layer = lz.create_layer("edgenext", dim=8, num_heads=2, num_scales=num_scales, fourier=fourier).double()
+    if fourier:
+        same(block, {"pos_embd.token_projection": layer.position.proj})
     same(block, {f"convs.{i}": conv for i, conv in enumerate(layer.convs)} | {"norm_xca": layer.norm, "xca.qkv": layer.attention.qkv})
     give(layer.attention.proj, block.gamma_xca[:, None] * block.xca.proj.weight, block.gamma_xca * block.xca.proj.bias)
     layer.attention.temperature.data = block.xca.temperature.data

@@ -18,7 +18,7 @@ SMALL = {  # timm's architecture, the least size that works, and options for it
     "swin_tiny": ("swin_tiny_patch4_window7_224", 224, {}), "swinv2_tiny": ("swinv2_tiny_window8_256", 256, {}),
     "pvt_v2_b0": ("pvt_v2_b0", 64, {}), "gmlp_s16": ("gmlp_s16_224", 32, {"img_size": 32}),
     "efficientformer_l1": ("efficientformer_l1", 224, {}), "levit_128s": ("levit_128s", 112, {"img_size": 112}),
-    "coatnet_0": ("coatnet_0_224", 64, {"img_size": 64}),
+    "edgenext_xx_small": ("edgenext_xx_small", 64, {}), "coatnet_0": ("coatnet_0_224", 64, {"img_size": 64}),
     "mvitv2_tiny": ("mvitv2_tiny", 224, {}), "maxvit_tiny": ("maxvit_tiny_tf_224", 224, {}), "twins_svt_small": ("twins_svt_small", 224, {}),
     "xcit_nano_12_p16": ("xcit_nano_12_p16_224", 64, {"img_size": 64}),
     "cait_xxs24": ("cait_xxs24_224", 32, {"img_size": 32}), "mobilevit_s": ("mobilevit_s", 64, {}), "mobilevitv2_100": ("mobilevitv2_100", 64, {}),

@@ -134,6 +134,9 @@ def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in list(weights):
         if found := re.fullmatch(r"(.*\.conv_(?:kxk|proj|fusion))\.conv\.weight", name):
             _fold(weights, f"{found[1]}.conv", f"{found[1]}.bn")
+        if name.endswith(".gamma_xca"):  # of EdgeNeXt
+            scale, proj = weights.pop(name), f"{name.removesuffix('.gamma_xca')}.xca.proj"
+            weights |= {f"{proj}.weight": scale[:, None] * weights[f"{proj}.weight"], f"{proj}.bias": scale * weights[f"{proj}.bias"]}
         mean = re.sub(r"conv(\d?)\.bias$", r"norm\1.running_mean", name)
         if mean != name and mean in weights:
             weights[mean] = weights[mean] - weights.pop(name)
@@ -271,6 +274,10 @@ _NEXT: _Rules = [
     (r"\.downsample\.1\.", ".downsample.conv."), (r"\.mlp\.fc1\.", ".expand."), (r"\.mlp\.fc2\.", ".reduce."), (r"\.gamma$", ".scale.scale"),
 ]
 _CONVNEXT: _Rules = [*_NEXT, (r"\.conv_dw\.", ".conv."), (r"^head\.norm\.", "head.pooled_norm.")]
+_EDGENEXT: _Rules = [
+    *_CONVNEXT, (r"\.convs\.", ".conv.convs."), (r"\.norm_xca\.", ".conv.norm."), (r"\.xca\.", ".conv.attention."),
+    (r"\.pos_embd\.token_projection\.", ".conv.position.proj."),
+]
 _INCEPTION: _Rules = [
     *_NEXT, (r"\.token_mixer\.dwconv_hw\.", ".conv.square."), (r"\.token_mixer\.dwconv_w\.", ".conv.row."),
     (r"\.token_mixer\.dwconv_h\.", ".conv.column."), (r"^head\.fc1\.", "head.hidden.0."), (r"^head\.norm\.", "head.hidden.2."),
@@ -331,6 +338,7 @@ PORTS: dict[str, tuple[str, _Rules]] = {  # preset: timm's architectures, as a p
     "xcit_nano_12_p16": (r"xcit_nano_12_p16_\d+", _XCIT),
     "mixer_s16": ("mixer_s16_224", _MIXER),
     "convnext_tiny": (r"convnext_tiny", _CONVNEXT),
+    "edgenext_xx_small": ("edgenext_xx_small", _EDGENEXT),
     "inception_next_tiny": (r"inception_next_tiny", _INCEPTION),
     "poolformer_s12": ("poolformer_s12", _BLOCK),
     "focalnet_tiny_srf": ("focalnet_tiny_srf", _FOCALNET),

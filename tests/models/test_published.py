@@ -260,6 +260,7 @@ def test_class_blocks_of_xcit():
     ("cait_xxs24", 11_956_264 - 24 * 4 - 2 * 192),  # and less the biases that a softmax takes away
     ("xcit_nano_12_p16", 3_053_224 - 2 * 128), ("coatnet_0", 25_036_820 + 64),  # and a bias at the end of the stem
     ("maxvit_tiny", 30_916_528 - 64), ("mvitv2_tiny", 24_173_320),
+    ("edgenext_xx_small", 1_327_216 - 304),  # but the scales of its attention
     ("mobilevit_s", 5_578_632 - 3 * (96 + 128 + 160)), ("mobilevitv2_100", 4_901_841 - 2 * (256 + 384 + 512)),
 ])
 def test_parameters(name, parameters):

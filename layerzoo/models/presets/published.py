@@ -76,6 +76,19 @@ def inception_next_tiny(img_size: int) -> dict:
 
 
 @preset
+def edgenext_xx_small(img_size: int) -> dict:
+    """EdgeNeXt-XXS (arXiv 2206.10589), the layer scale of its attention folded into this: 1.3 M parameters."""
+    stages = []
+    for kernel_size, depth, num_scales in ((3, 2, None), (5, 2, 2), (7, 6, 3), (9, 2, 4)):
+        unit = {"name": "convnext", "norm": _EPS}
+        stages.append([unit | {"kernel_size": kernel_size}] * depth)
+        if num_scales:
+            layer = {"name": "edgenext", "num_scales": num_scales, "num_heads": 4, "fourier": num_scales == 2}
+            stages[-1] = stages[-1][1:] + [unit | {"layer": layer}]
+    return convnext_tiny(img_size) | {"dims": [24, 48, 88, 168], "depths": [2, 2, 6, 2], "layer": stages}
+
+
+@preset
 def poolformer_s12(img_size: int) -> dict:
     """PoolFormer-S12 (arXiv 2111.11418): 11.9 M parameters."""
     return {
