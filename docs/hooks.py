@@ -7,7 +7,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, POSITIONS
-from layerzoo.report.pages import efficient_page, faults_page, other_peers, page, room_table
+from layerzoo.report.pages import efficient_page, faults_page, models_page, other_peers, page, room_table
 from layerzoo.report.pattern import draw_pattern
 
 ROOMS = {"layers": LAYERS, "ffn": FFNS, "positions": POSITIONS, "downsample": DOWNSAMPLES}
@@ -25,6 +25,7 @@ def on_files(files, config):
     text = efficient_page()
     files.append(File.generated(config, "efficient-transformers.md", content=text))
     files.append(File.generated(config, "faults.md", content=faults_page()))
+    files.append(File.generated(config, "models.md", content=models_page()))
     with tempfile.TemporaryDirectory() as folder:
         for name in re.findall(r"images/patterns/(\w+)\.png", text):
             draw_pattern(name, picture := Path(folder, f"{name}.png"))

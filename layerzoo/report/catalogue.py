@@ -109,7 +109,7 @@ def _layer(name: str) -> dict:
 
 
 def _models() -> list[dict]:
-    return [{"name": name, "summary": inspect.getdoc(PRESETS[name])} for name in list_models()]
+    return [{"name": name, "summary": inspect.getdoc(PRESETS[name]).partition("\n")[0]} for name in list_models()]
 
 
 def _recipes() -> list[dict]:

@@ -8,8 +8,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 import layerzoo as lz
 from layerzoo.card import Card
+from layerzoo.models.port import PORTS
+from layerzoo.models.presets import PRESETS, list_models
 from layerzoo.registry import DOWNSAMPLES, FFNS, LAYERS, Room
 from layerzoo.report.bench_downloads import PULLERS
 from layerzoo.report.bench_faults import ENDS
@@ -28,6 +32,18 @@ def room_table(room: Room, folder: str) -> str:
             f"| [{name}]({folder}/{name}.md) | {c.family or room.folder} | {paper_link(c)} | N^{c.cost[0]:g} | N^{c.cost[1]:g} "
             f"| {_yes(c.mask)} | {_yes(c.causal)} | {_yes(c.needs_grid)} |")
     return "\n".join(rows)
+
+
+def models_page() -> str:
+    """The Markdown page of the presets: what each is, how large, and which model of timm gives it weights."""
+    rows = ["| preset | what | parameters | weights of timm's |", "|---|---|---:|---|"]
+    for name in list_models():
+        what, _, more = re.sub(r"arXiv ([\d.]+\d)", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(PRESETS[name])).partition("\n")
+        with torch.device("meta"):
+            count = sum(p.numel() for p in lz.create_model(name, img_size=224).parameters())
+        source = f"`{PORTS[name][0]}`".replace("|", "\\|") if name in PORTS else ""
+        rows.append(f"| `{name}` | {f'{what} {more.strip()}'.strip()} | {count:,} | {source} |")
+    return _MODELS.format("\n".join(rows))
 
 
 def page(room: Room, name: str, twins: Path) -> str:
@@ -127,6 +143,27 @@ def _ends(row: dict[str, str]) -> str:
     counts = [f"{row[end]} {end}" for end in ENDS if row[end] != "0"]
     return "; ".join(filter(None, [", ".join(counts), row["note"]]))
 
+
+_MODELS = """# Models
+
+A preset is a set of arguments of `Isotropic` or `Pyramid` by image size, so every part of it can be replaced: `lz.create_model("swin_tiny",
+layer="nystrom")` is Swin with another layer in all its blocks. Where timm has the same model, `lz.from_timm` gives the preset its weights, and both give
+the same logits, to 1e-8 in double precision; `lz.swap` then puts other layers into it.
+
+```python
+import timm
+import torch
+import layerzoo as lz
+
+theirs = timm.create_model("xcit_nano_12_p16_224").eval()
+ours, x = lz.from_timm(theirs, "xcit_nano_12_p16"), torch.randn(1, 3, 224, 224)
+print((ours(x) - theirs(x)).abs().max())
+```
+
+Parameters are those at 224 pixels and 1,000 classes; what small models say of themselves is at 32 pixels and 10 classes. The last column is a pattern of the names of architectures.
+
+{0}
+"""
 
 _EFFICIENT = """---
 hide: [navigation, toc]

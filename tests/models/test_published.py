@@ -16,6 +16,7 @@ from layerzoo.models.isotropic import Isotropic
 from layerzoo.models.pyramid import Pyramid
 from layerzoo.models.stem import create_stem
 from layerzoo.ops.same import SamePad
+from layerzoo.report.pages import models_page
 
 
 def with_class_token(layer="mhsa", **changes):
@@ -266,6 +267,17 @@ def test_class_blocks_of_xcit():
 def test_parameters(name, parameters):
     with torch.device("meta"):
         assert sum(p.numel() for p in lz.create_model(name).parameters()) == parameters
+
+
+def test_the_page_of_models():
+    page = models_page()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert sorted(rows) == lz.list_models()
+    assert rows["coatnet_0"].endswith("has a hidden layer. | 25,036,884 | `coatnet_0_224` |") and "[arXiv 2106.04803](https://arxiv.org/abs/2106.04803)" in rows["coatnet_0"]
+    assert rows["deit_tiny"].endswith("| `(deit\\|vit)_tiny_patch16_\\d+` |") and rows["van_b0"].endswith(" | 4,105,320 |  |")
+    names = {}
+    exec(compile(page.partition("```python\n")[2].partition("```")[0], "models", "exec"), names)
+    assert names["ours"].num_classes == 1000
 
 
 def test_norms_after_linear_maps():
