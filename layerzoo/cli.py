@@ -195,6 +195,11 @@ def check_build(recipe: Recipe, where: str) -> nn.Module:
     try:
         with torch.device("meta"):
             model = create_model(**resolved(recipe)["model"], num_classes=10, img_size=recipe.data.img_size)
+        if recipe.trainer.strategy == "fsdp":
+            from layerzoo.train.sharded import check_parts
+
+            part = "trainer.strategy"
+            check_parts(model)
         part = "task.optimizer"
         create_optimizer(model, recipe.task.optimizer)
         part = "data"

@@ -197,6 +197,9 @@ BUILD = {
         "quickstart: task.optimizer\n  got: option of adamw: got 'epz', expected a known name such as eps"),
     "heads": (["model.layer={name: mhsa, num_heads: 7}"], "quickstart: model\n  got: num_heads: got 7, expected a divisor of dim=32."),
     "stages": (["model.layer=[mhsa]"], "quickstart: model\n  got: layer: got 1 entries, expected one per stage"),
+    "parts": (
+        ["model.layer=acmix", "trainer.strategy=fsdp"],
+        "quickstart: trainer.strategy\n  got: trainer.strategy: got fsdp, and stages.0.blocks.0.layer.alpha without axes"),
     "class": (
         ["trainer.callbacks=[{class_path: pytorch_lightning.callbacks.Tmer}]"],
         "has no attribute 'Tmer'\n  expected: options that fit together\n  do: Correct what it names."),

@@ -26,16 +26,13 @@ class Sharded(DDPStrategy):
     once. Buffers are those of rank 0 at each step, as under DDP.
 
     Raises:
-        ValueError: at the start of training, for a parameter without axes, which has no parts.
+        ValueError: at the start of training, for a parameter without axes, which has no parts; recipes are checked for them before.
     """
 
     def configure_ddp(self) -> None:
         task = self.lightning_module
-        for name, parameter in task.named_parameters():
-            if parameter.ndim == 0:
-                raise bad_value(
-                    "trainer.strategy", got=f"fsdp, and {name} without axes", expected="parameters that can be cut into parts",
-                    do="Use ddp, or a layer without it.")
+        check_parts(task)
+        for parameter in task.parameters():
             parameter.data = parameter.data.contiguous()  # the one format that can be cut
             dist.broadcast(parameter.data, 0)
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
@@ -94,6 +91,15 @@ class Sharded(DDPStrategy):
             return whole.cpu() if self.is_global_zero else torch.empty(0)
 
         return tree_map_only(DTensor, assemble, state)
+
+
+def check_parts(module: nn.Module) -> None:
+    """Raises ValueError for a parameter without axes, which has no parts."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise bad_value(
+                "trainer.strategy", got=f"fsdp, and {name} without axes", expected="parameters that can be cut into parts",
+                do="Use ddp, or a layer without it.")
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
