@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -69,12 +70,19 @@ def watched(loader: DataLoader, done: Tensor, timeout: float, describe: Callable
     except (RuntimeError, OSError, EOFError) as error:
         if not workers:
             raise
+        lost = "" if isinstance(error, RuntimeError) else _lost(workers)
         _end(workers)
-        why = f"no image for {timeout:g} seconds" if stuck.is_set() else str(error)
+        why = f"no image for {timeout:g} seconds" if stuck.is_set() else lost or str(error)
         kind = RuntimeError if "Original Traceback" in why else WorkerLost
         raise kind(f"while waiting for {describe(wait[0])}: {why}. Look at these files and the next, or lower data.num_workers.") from error
     finally:
         over.set()
+
+
+def _lost(workers: Iterable[BaseProcess]) -> str:
+    """Of a worker that died while its result was fetched, which the error of a socket does not say; nothing if none has."""
+    over = wait_for([worker.sentinel for worker in workers], 1)  # the socket closes before
+    return ", ".join(f"DataLoader worker (pid {worker.pid}) exited unexpectedly" for worker in workers if worker.sentinel in over)
 
 
 def _end(workers: Iterable[BaseProcess]) -> None:

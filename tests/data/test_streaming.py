@@ -1,10 +1,12 @@
 """Streaming gives what the in-memory pipeline gives, each image from a seed of its own, and never crashes or waits in silence."""
 
+import multiprocessing
 import os
 import pickle
 import random
 import re
 import signal
+import threading
 import time
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -22,6 +24,7 @@ from layerzoo.data.loader import Feed
 from layerzoo.data.memory import MemoryLoader
 from layerzoo.data.sources import ImageSet, open_source
 from layerzoo.data.streaming import StreamLoader, check_policy, create_transforms, posterize, seeded
+from layerzoo.data.workers import pulse, watched
 from layerzoo.errors import DataRefused, Refusal, WorkerLost
 
 SIZE = 8
@@ -110,6 +113,34 @@ def test_slow_workers_are_waited_for():
     """A batch takes longer than the time within which an image is expected."""
     images = Slow("slow", [0] * 4)
     assert len([*StreamLoader(images, SIZE, feed(images), 1, timeout=1.2)]) == 1
+
+
+class Broken:
+    """A loader that loses the socket of a worker; it has died, or not."""
+
+    def __init__(self, seconds):
+        self._workers = [multiprocessing.get_context("spawn").Process(target=time.sleep, args=(seconds,)) for _ in range(2)]
+        for worker in self._workers:
+            worker.start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_worker_that_died_is_named_where_a_socket_tells_first(dies):
+    loader = Broken(60)
+    if dies:
+        threading.Timer(0.2, loader._workers[1].kill).start()
+    why = f"DataLoader worker (pid {loader._workers[1].pid}) exited unexpectedly" if dies else "[Errno 104] Connection reset by peer"
+    with pytest.raises(WorkerLost, match=re.escape(f"while waiting for result 0: {why}. Look at these files and the next")):
+        list(watched(loader, pulse(), 40, lambda k: f"result {k}"))
+    for worker in loader._workers:
+        worker.join(10)
+    assert not any(worker.is_alive() for worker in loader._workers)
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind(images):
