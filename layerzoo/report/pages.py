@@ -41,7 +41,7 @@ def models_page() -> str:
         what, _, more = re.sub(r"arXiv ([\d.]+\d)", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(PRESETS[name])).partition("\n")
         with torch.device("meta"):
             count = sum(p.numel() for p in lz.create_model(name, img_size=224).parameters())
-        source = f"`{PORTS[name][0]}`".replace("|", "\\|") if name in PORTS else ""
+        source = f"<code>{PORTS[name][0]}</code>".replace("|", "&#124;") if name in PORTS else ""
         rows.append(f"| `{name}` | {f'{what} {more.strip()}'.strip()} | {count:,} | {source} |")
     return _MODELS.format("\n".join(rows))
 
@@ -144,7 +144,11 @@ def _ends(row: dict[str, str]) -> str:
     return "; ".join(filter(None, [", ".join(counts), row["note"]]))
 
 
-_MODELS = """# Models
+_MODELS = """---
+hide: [navigation, toc]
+---
+
+# Models
 
 A preset is a set of arguments of `Isotropic` or `Pyramid` by image size, so every part of it can be replaced: `lz.create_model("swin_tiny",
 layer="nystrom")` is Swin with another layer in all its blocks. Where timm has the same model, `lz.from_timm` gives the preset its weights, and both give
