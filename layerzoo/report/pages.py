@@ -41,7 +41,7 @@ def models_page() -> str:
         what, _, more = re.sub(r"arXiv ([\d.]+\d)", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(PRESETS[name])).partition("\n")
         with torch.device("meta"):
             count = sum(p.numel() for p in lz.create_model(name, img_size=224).parameters())
-        source = f"<code>{PORTS[name][0]}</code>".replace("|", "&#124;") if name in PORTS else ""
+        source = f"<code>{PORTS[name][0]}</code>".replace("|", "&#124;").replace("_", "&#95;") if name in PORTS else ""  # no Markdown
         rows.append(f"| `{name}` | {f'{what} {more.strip()}'.strip()} | {count:,} | {source} |")
     return _MODELS.format("\n".join(rows))
 
