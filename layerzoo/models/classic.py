@@ -8,16 +8,9 @@ from torch.nn import functional as F
 
 from layerzoo.layers.base import check_choice
 from layerzoo.models.block import DropPath, LayerScale
-from layerzoo.models.stem import create_act
+from layerzoo.models.stem import conv_norm, create_act
 from layerzoo.ops.norms import create_norm
-from layerzoo.ops.same import SamePad
 from layerzoo.registry import LAYERS
-
-
-def _conv(dim_in: int, dim: int, kernel_size: int, stride: int = 1, groups: int = 1, eps: float = 1e-5, same: bool = False) -> nn.Sequential:
-    pad = [SamePad(kernel_size, stride)] if same and stride > 1 else []  # with stride 1 it is symmetric
-    conv = nn.Conv2d(dim_in, dim, kernel_size, stride, 0 if pad else kernel_size // 2, groups=groups, bias=False)
-    return nn.Sequential(*pad, conv, nn.BatchNorm2d(dim, eps=eps))
 
 
 class Residual(nn.Module):
@@ -28,7 +21,7 @@ class Residual(nn.Module):
     def __init__(self, branch: nn.Sequential, dim_in: int, dim: int, stride: int, drop_path: float):
         super().__init__()
         self.branch = branch
-        self.shortcut = nn.Identity() if dim_in == dim and stride == 1 else _conv(dim_in, dim, 1, stride)
+        self.shortcut = nn.Identity() if dim_in == dim and stride == 1 else conv_norm(dim_in, dim, 1, stride)
         self.drop_path = DropPath(drop_path)
         nn.init.zeros_(self.branch[-1][1].weight)
 
@@ -40,7 +33,7 @@ class Basic(Residual):
     """Two 3x3 convolutions with a shortcut (ResNet-18, arXiv 1512.03385). (B, dim_in, H, W) -> (B, dim, H/stride, W/stride)."""
 
     def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0):
-        super().__init__(nn.Sequential(_conv(dim_in, dim, 3, stride), nn.ReLU(), _conv(dim, dim, 3)), dim_in, dim, stride, drop_path)
+        super().__init__(nn.Sequential(conv_norm(dim_in, dim, 3, stride), nn.ReLU(), conv_norm(dim, dim, 3)), dim_in, dim, stride, drop_path)
 
 
 class Bottleneck(Residual):
@@ -52,7 +45,7 @@ class Bottleneck(Residual):
 
     def __init__(self, dim_in: int, dim: int, *, stride: int = 1, drop_path: float = 0.0, reduction: int = 4):
         mid = dim // reduction
-        branch = nn.Sequential(_conv(dim_in, mid, 1), nn.ReLU(), _conv(mid, mid, 3, stride), nn.ReLU(), _conv(mid, dim, 1))
+        branch = nn.Sequential(conv_norm(dim_in, mid, 1), nn.ReLU(), conv_norm(mid, mid, 3, stride), nn.ReLU(), conv_norm(mid, dim, 1))
         super().__init__(branch, dim_in, dim, stride, drop_path)
 
 
@@ -89,8 +82,8 @@ class MBConv(nn.Module):
         check_choice("act", act, ("gelu", "gelu_tanh"))
         hidden = expansion * dim
         self.branch = nn.Sequential(
-            nn.BatchNorm2d(dim_in, eps=eps), _conv(dim_in, hidden, 1, eps=eps), create_act(act),
-            _conv(hidden, hidden, 3, stride, hidden, eps, same), create_act(act), SqueezeExcite(hidden, max(8, dim // 4)), nn.Conv2d(hidden, dim, 1))
+            nn.BatchNorm2d(dim_in, eps=eps), conv_norm(dim_in, hidden, 1, eps=eps), create_act(act),
+            conv_norm(hidden, hidden, 3, stride, hidden, eps, same), create_act(act), SqueezeExcite(hidden, max(8, dim // 4)), nn.Conv2d(hidden, dim, 1))
         pools = nn.MaxPool2d(3, stride, 1) if pool == "max" else nn.AvgPool2d(stride, ceil_mode=True)
         self.shortcut = nn.Sequential(pools if stride > 1 else nn.Identity(), nn.Conv2d(dim_in, dim, 1) if dim_in != dim else nn.Identity())
         self.drop_path = DropPath(drop_path)
@@ -113,7 +106,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = expansion * dim_in
         self.branch = nn.Sequential(
-            _conv(dim_in, hidden, 1), nn.SiLU(), _conv(hidden, hidden, 3, stride, hidden), nn.SiLU(), _conv(hidden, dim, 1))
+            conv_norm(dim_in, hidden, 1), nn.SiLU(), conv_norm(hidden, hidden, 3, stride, hidden), nn.SiLU(), conv_norm(hidden, dim, 1))
         self.drop_path = DropPath(drop_path) if dim_in == dim and stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -62,10 +62,11 @@ def image_size(model: nn.Module) -> tuple[int, int]:
         size = getattr(getattr(model, part, None), "img_size", None)
         if size is not None:
             return tuple(size)
-    attention = dict(model.named_modules()).get("stages.0.blocks.0.attn")
+    parts = dict(model.named_modules())
+    attention = parts.get("stages.0.blocks.0.attn")
     if hasattr(attention, "resolution"):  # of LeViT, which keeps the size of its first map alone
         return tuple(side * model.stem.stride for side in attention.resolution)
-    bias = dict(model.named_modules()).get("stages.2.blocks.0.attn.rel_pos")
+    bias = parts.get("stages.2.blocks.0.attn.rel_pos")
     if bias is not None:  # of CoAtNet, whose third stage sees every 16th pixel
         return tuple(16 * side for side in bias.window_size)
     return tuple(model.pretrained_cfg["input_size"][1:])

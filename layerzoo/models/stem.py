@@ -22,6 +22,13 @@ def create_act(name: str) -> nn.Module:
     return _ACTS[name]()
 
 
+def conv_norm(dim_in: int, dim: int, kernel_size: int, stride: int = 1, groups: int = 1, eps: float = 1e-5, same: bool = False) -> nn.Sequential:
+    """A convolution without bias, which keeps the size or strides, and batch norm; with same, padded as TensorFlow does."""
+    pad = [SamePad(kernel_size, stride)] if same and stride > 1 else []  # with stride 1 it is symmetric
+    conv = nn.Conv2d(dim_in, dim, kernel_size, stride, 0 if pad else kernel_size // 2, groups=groups, bias=False)
+    return nn.Sequential(*pad, conv, nn.BatchNorm2d(dim, eps=eps))
+
+
 class Patchify(nn.Module):
     """Patches, linearly embedded (ViT, arXiv 2010.11929); sides that do not divide are padded with zeros.
 
@@ -74,11 +81,8 @@ class OverlapConv(nn.Module):
         self.stride = stride
         steps = max(1, int(math.log2(stride)))
         dims = [in_chans, *(max(dim // 2 ** (steps - 1 - i), 8) for i in range(steps - 1)), dim]
-        step = min(stride, 2)
-        pads = [SamePad(3, step)] if same and step > 1 else []  # with stride 1 it is symmetric
         self.convs = nn.Sequential(*(
-            nn.Sequential(*pads, nn.Conv2d(a, b, 3, step, 0 if pads else 1, bias=False), nn.BatchNorm2d(b, eps=eps), create_act(act))
-            for a, b in zip(dims, dims[1:])))
+            nn.Sequential(*conv_norm(a, b, 3, min(stride, 2), eps=eps, same=same), create_act(act)) for a, b in zip(dims, dims[1:])))
         if not act_last:
             self.convs[-1][-1] = nn.Identity()
         self.proj = nn.Conv2d(dim, dim, 3, 1, 1) if proj else nn.Identity()

@@ -144,7 +144,7 @@ WRONG = {
         "task.optimizer.name\n  got: adafactor with trainer.strategy fsdp\n  expected: one of adabelief, adadelta, "),
     "warm-up": (["task.schedule.warmup_epochs=11"],
         "task.schedule.warmup_epochs\n  got: 11.0\n  expected: at most trainer.max_epochs = 10"),
-    "model": (["model.name=vit_tinny"], "model.name\n  got: 'vit_tinny'\n  expected: a known model such as vit_tiny, "),
+    "model": (["model.name=vit_tinny"], "model.name\n  got: 'vit_tinny'\n  expected: a known model such as vit_tiny, maxvit_tiny, mvitv2_tiny"),
     "layer": (["model.layer=mhsaa"], "model.layer\n  got: 'mhsaa'\n  expected: a known layer such as mhsa,"),
     "layer in a dict": (["model.layer={name: mhsaa}"], "model.layer.name\n  got: 'mhsaa'"),
     "layer in a list": (["model.layer=[mhsa, mhsaa]"], "model.layer.1\n  got: 'mhsaa'"),
